@@ -1,0 +1,2 @@
+//! Binary root.
+fn main() {}

@@ -1,0 +1,12 @@
+//! Towpath's protocol cores: every rule of the relay, and nothing that touches the world.
+//!
+//! A core takes bytes and a [`Timestamp`] and gives back bytes, commands and a deadline. There are
+//! no sockets, clocks, threads or global state in this crate, so the same machine runs under the
+//! io_uring driver, under the epoll driver and in the simulator.
+#![forbid(unsafe_code)]
+
+pub mod machine;
+pub mod time;
+
+pub use machine::Machine;
+pub use time::Timestamp;
