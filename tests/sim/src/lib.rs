@@ -1,1 +1,21 @@
-//! Placeholder crate root; see the crate's owner.
+//! The whole system in one thread, under virtual time, from one seed.
+//!
+//! A [`World`] is a [`Network`](network::Network) and one [`Node`](world::Node) per host. Everything
+//! that happens follows from a `u64`: the same seed gives the same packets at the same nanoseconds,
+//! which [`World::trace_hash`](world::World::trace_hash) makes visible.
+//!
+//! ```text
+//!   Dice (seed) ──▶ World ──▶ Queue (time, sequence) ──▶ Node::handle_packet / handle_wakeup
+//!                     ▲                                              │
+//!                     └── Network: delay, loss, duplicates, … ◀── Context::send
+//! ```
+#![forbid(unsafe_code)]
+
+pub mod dice;
+pub mod network;
+pub mod queue;
+pub mod trace;
+pub mod world;
+
+pub use dice::Dice;
+pub use world::World;
