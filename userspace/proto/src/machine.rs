@@ -134,13 +134,19 @@ impl Prefix {
     pub const MAX_BYTES: usize = 20 + 24 + 4;
 
     /// No prefix.
-    pub const EMPTY: Self = Self { bytes: [0; Self::MAX_BYTES], len: 0 };
+    pub const EMPTY: Self = Self {
+        bytes: [0; Self::MAX_BYTES],
+        len: 0,
+    };
 
     /// A prefix of these bytes; `None` where they are more than [`Prefix::MAX_BYTES`].
     pub fn new(prefix: &[u8]) -> Option<Self> {
         let mut bytes = [0; Self::MAX_BYTES];
         bytes.get_mut(..prefix.len())?.copy_from_slice(prefix);
-        Some(Self { bytes, len: u8::try_from(prefix.len()).ok()? })
+        Some(Self {
+            bytes,
+            len: u8::try_from(prefix.len()).ok()?,
+        })
     }
 
     /// A prefix of four bytes: a ChannelData header.
@@ -179,8 +185,17 @@ mod tests {
 
     #[test]
     fn prefix_refuses_more_than_it_holds() {
-        assert_eq!(Prefix::new(&[7; Prefix::MAX_BYTES]).unwrap().as_bytes().len(), 48);
+        assert_eq!(
+            Prefix::new(&[7; Prefix::MAX_BYTES])
+                .unwrap()
+                .as_bytes()
+                .len(),
+            48
+        );
         assert!(Prefix::new(&[7; Prefix::MAX_BYTES + 1]).is_none());
-        assert_eq!(Prefix::new(&[1, 2, 3, 4]), Some(Prefix::channel_data([1, 2, 3, 4])));
+        assert_eq!(
+            Prefix::new(&[1, 2, 3, 4]),
+            Some(Prefix::channel_data([1, 2, 3, 4]))
+        );
     }
 }

@@ -40,7 +40,10 @@ impl Add<Duration> for Timestamp {
 
     /// Saturates at the end of the clock's range (584 years).
     fn add(self, duration: Duration) -> Self {
-        Self(self.0.saturating_add(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)))
+        Self(
+            self.0
+                .saturating_add(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)),
+        )
     }
 }
 
@@ -49,13 +52,21 @@ impl Sub<Duration> for Timestamp {
 
     /// Saturates at the clock's origin.
     fn sub(self, duration: Duration) -> Self {
-        Self(self.0.saturating_sub(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)))
+        Self(
+            self.0
+                .saturating_sub(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)),
+        )
     }
 }
 
 impl fmt::Debug for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{:09}s", self.0 / 1_000_000_000, self.0 % 1_000_000_000)
+        write!(
+            f,
+            "{}.{:09}s",
+            self.0 / 1_000_000_000,
+            self.0 % 1_000_000_000
+        )
     }
 }
 
@@ -67,8 +78,14 @@ mod tests {
     fn arithmetic_saturates_at_both_ends_of_the_clock() {
         let second = Duration::from_secs(1);
         assert_eq!(Timestamp::ZERO - second, Timestamp::ZERO);
-        assert_eq!(Timestamp::from_nanos(u64::MAX) + second, Timestamp::from_nanos(u64::MAX));
-        assert_eq!(Timestamp::ZERO.saturating_since(Timestamp::ZERO + second), Duration::ZERO);
+        assert_eq!(
+            Timestamp::from_nanos(u64::MAX) + second,
+            Timestamp::from_nanos(u64::MAX)
+        );
+        assert_eq!(
+            Timestamp::ZERO.saturating_since(Timestamp::ZERO + second),
+            Duration::ZERO
+        );
         assert_eq!((Timestamp::ZERO + second).as_nanos(), 1_000_000_000);
     }
 }
