@@ -12,8 +12,11 @@
 #![forbid(unsafe_code)]
 
 pub mod dice;
+pub mod model;
 pub mod network;
 pub mod queue;
+pub mod shell;
+pub mod stun;
 pub mod trace;
 pub mod world;
 

@@ -1,0 +1,2 @@
+//! The reference.
+pub mod special_use;

@@ -1,0 +1,214 @@
+//! The shell's half of the contract: drives one machine, and checks that it keeps its half.
+//!
+//! Every output of a machine passes here, so every run of every scenario checks the contract of
+//! [`towpath_proto::machine`].
+
+use std::net::{IpAddr, SocketAddr};
+
+use towpath_proto::machine::{Datagram, Socket, TRANSMIT_BUFFER_BYTES, Transmit};
+use towpath_proto::{Machine, Timestamp};
+
+/// The longest payload of a UDP datagram over IPv4.
+const MAX_UDP_PAYLOAD_BYTES: usize = 65_507;
+/// Rounds of `handle_timeout` after which a machine's deadline has to lie in the future.
+const MAX_TIMEOUT_ROUNDS: usize = 64;
+/// What one datagram may lead to: an answer, and the end of an allocation that was due.
+const MAX_OUTPUTS_PER_DATAGRAM: usize = 8;
+/// What one event may lead to, for each port that a machine may hold.
+const MAX_OUTPUTS_PER_PORT: usize = 8;
+
+/// A machine and the shell's half of the contract.
+#[derive(Debug)]
+pub struct Shell<M: Machine> {
+    machine: M,
+    max_ports: usize,
+    buffer: Box<[u8; TRANSMIT_BUFFER_BYTES]>,
+}
+
+/// What a machine wants after one input, in its order.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Outputs<C> {
+    /// Datagrams to send.
+    pub sent: Vec<Outgoing>,
+    /// Things to do.
+    pub commands: Vec<C>,
+}
+
+/// A datagram that a machine sends.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Outgoing {
+    /// Where it leaves.
+    pub socket: Socket,
+    /// The address it leaves from, where the machine says so.
+    pub source: Option<IpAddr>,
+    /// Where it goes.
+    pub destination: SocketAddr,
+    /// Its bytes.
+    pub payload: Vec<u8>,
+    /// Whether it was forwarded in place.
+    pub in_place: bool,
+}
+
+impl<M: Machine> Shell<M> {
+    /// A shell for a machine that may hold so many relayed ports.
+    pub fn new(machine: M, max_ports: usize) -> Self {
+        Self {
+            machine,
+            max_ports,
+            buffer: Box::new([0; TRANSMIT_BUFFER_BYTES]),
+        }
+    }
+
+    /// The machine.
+    pub fn machine(&self) -> &M {
+        &self.machine
+    }
+
+    /// Hands over a datagram.
+    pub fn datagram(
+        &mut self,
+        now: Timestamp,
+        (socket, local): (Socket, IpAddr),
+        remote: SocketAddr,
+        payload: &[u8],
+    ) -> Outputs<M::Command> {
+        let mut bytes = payload.to_vec();
+        let datagram = Datagram {
+            socket,
+            local,
+            remote,
+            payload: &mut bytes,
+        };
+        let forwarded = self.machine.handle_datagram(now, datagram);
+        let mut sent = Vec::new();
+        if let Some(transmit) = forwarded {
+            sent.push(outgoing(&transmit, &bytes, true));
+        }
+        self.drain(now, sent, MAX_OUTPUTS_PER_DATAGRAM)
+    }
+
+    /// Hands over an event.
+    pub fn event(&mut self, now: Timestamp, event: M::Event) -> Outputs<M::Command> {
+        self.machine.handle_event(now, event);
+        self.drain(
+            now,
+            Vec::new(),
+            MAX_OUTPUTS_PER_PORT * self.max_ports.max(1),
+        )
+    }
+
+    /// Lets the machine do what is due.
+    pub fn timeout(&mut self, now: Timestamp) -> Outputs<M::Command> {
+        let mut all = Outputs {
+            sent: Vec::new(),
+            commands: Vec::new(),
+        };
+        let limit = MAX_OUTPUTS_PER_PORT * self.max_ports.max(1);
+        for _ in 0..MAX_TIMEOUT_ROUNDS {
+            if self.machine.poll_timeout().is_none_or(|at| at > now) {
+                return all;
+            }
+            self.machine.handle_timeout(now);
+            let outputs = self.drain(now, Vec::new(), limit);
+            all.sent.extend(outputs.sent);
+            all.commands.extend(outputs.commands);
+        }
+        panic!(
+            "the deadline does not move past now, {now:?}: {:?}",
+            self.machine.poll_timeout()
+        );
+    }
+
+    /// Calls `handle_timeout` although nothing is due, which does nothing.
+    pub fn early_timeout(&mut self, now: Timestamp) {
+        let deadline = self.machine.poll_timeout();
+        if deadline.is_some_and(|at| at <= now) {
+            return;
+        }
+        self.machine.handle_timeout(now);
+        assert_eq!(
+            self.machine.poll_timeout(),
+            deadline,
+            "an early timeout moved the deadline"
+        );
+        self.assert_idle(now);
+    }
+
+    /// When the machine wants `timeout` to be called.
+    pub fn deadline(&self) -> Option<Timestamp> {
+        self.machine.poll_timeout()
+    }
+
+    fn drain(
+        &mut self,
+        now: Timestamp,
+        mut sent: Vec<Outgoing>,
+        limit: usize,
+    ) -> Outputs<M::Command> {
+        let announced = self.machine.poll_timeout().is_some_and(|at| at <= now);
+        let mut commands = Vec::new();
+        let mut queued = 0;
+        loop {
+            let before = queued;
+            while let Some(command) = self.machine.poll_command() {
+                commands.push(command);
+                queued += 1;
+                assert!(queued <= limit, "more than {limit} outputs for one input");
+            }
+            while let Some(transmit) = self.machine.poll_transmit(now, &mut self.buffer[..]) {
+                sent.push(outgoing(&transmit, &self.buffer[..], false));
+                queued += 1;
+                assert!(queued <= limit, "more than {limit} outputs for one input");
+            }
+            if queued == before {
+                break;
+            }
+        }
+        assert!(
+            announced || queued == 0,
+            "{queued} outputs were queued, but no deadline said so"
+        );
+        self.assert_idle(now);
+        Outputs { sent, commands }
+    }
+
+    fn assert_idle(&mut self, now: Timestamp) {
+        assert!(
+            self.machine.poll_command().is_none(),
+            "a command out of nothing"
+        );
+        let transmit = self.machine.poll_transmit(now, &mut self.buffer[..]);
+        assert_eq!(transmit, None, "a datagram out of nothing");
+    }
+}
+
+fn outgoing(transmit: &Transmit, bytes: &[u8], in_place: bool) -> Outgoing {
+    assert!(
+        transmit.padding <= 3,
+        "{} bytes of padding",
+        transmit.padding
+    );
+    assert!(
+        transmit.len() <= MAX_UDP_PAYLOAD_BYTES,
+        "{} bytes do not fit",
+        transmit.len()
+    );
+    let part = bytes.get(transmit.payload.clone());
+    let part = part.unwrap_or_else(|| {
+        panic!(
+            "bytes {:?} of {} were to be sent",
+            transmit.payload,
+            bytes.len()
+        );
+    });
+    let mut payload = transmit.prefix.as_bytes().to_vec();
+    payload.extend_from_slice(part);
+    payload.extend(std::iter::repeat_n(0, usize::from(transmit.padding)));
+    Outgoing {
+        socket: transmit.socket,
+        source: transmit.source,
+        destination: transmit.destination,
+        payload,
+        in_place,
+    }
+}
