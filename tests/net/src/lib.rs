@@ -1,1 +1,39 @@
-//! Placeholder crate root; see the crate's owner.
+//! A laboratory for tests against real peers: hosts in network namespaces of their own, joined by a
+//! switch, with the servers and clients under test as child processes.
+//!
+//! ```text
+//!   ┌ server ┐   ┌ client ┐   ┌ peer ┐      one namespace each, addresses 10.77.2.x and fd77:2::x
+//!   └──eth0──┘   └──eth0──┘   └─eth0─┘
+//!       └───────────┬┴───────────┘
+//!               ┌ switch ┐                  a namespace with a bridge
+//! ```
+//!
+//! Everything a test makes goes with it, also when it panics or is killed: processes die with the
+//! thread that started them, and namespaces left by a dead process are removed by the next test.
+//! Nothing outside these namespaces is touched.
+
+#![forbid(unsafe_code)]
+
+mod lab;
+mod peers;
+mod process;
+mod server;
+mod skip;
+mod uclient;
+
+pub use lab::{Host, Lab};
+pub use peers::EchoPeer;
+pub use process::Process;
+pub use server::{Driver, Kind, PASSWORD, REALM, RelayAddress, Server, ServerOptions, USER};
+pub use skip::skip;
+pub use uclient::{Uclient, UclientOutcome};
+
+/// An IP address as a test writes it down.
+///
+/// # Panics
+///
+/// Where it is none.
+pub fn address(text: &str) -> std::net::IpAddr {
+    text.parse()
+        .unwrap_or_else(|error| panic!("{text}: {error}"))
+}

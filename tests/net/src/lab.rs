@@ -1,0 +1,294 @@
+//! Hosts in network namespaces.
+
+use std::cell::Cell;
+use std::fs::{self, File};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+use crate::process::wait_for;
+use crate::skip::{skip, test_name};
+
+/// First part of every namespace's name; the process id and a number follow.
+const PREFIX: &str = "tp-net-";
+
+/// Ample for a program to start and answer, also on a busy machine.
+const START_LIMIT: Duration = Duration::from_secs(30);
+
+/// A network of hosts. Dropping it removes it.
+#[derive(Debug)]
+pub struct Lab {
+    id: String,
+    directory: PathBuf,
+    hosts: Cell<usize>,
+}
+
+/// One host: a namespace with the interface `eth0` on the laboratory's switch.
+#[derive(Clone, Debug)]
+pub struct Host {
+    namespace: String,
+    directory: PathBuf,
+}
+
+impl Lab {
+    /// Makes an empty network; `None`, said loudly, where this machine cannot.
+    pub fn new() -> Option<Self> {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        if !rustix::process::geteuid().is_root() {
+            skip("network namespaces need root");
+            return None;
+        }
+        if let Some(program) = ["ip", "setpriv"]
+            .into_iter()
+            .find(|program| !exists(program))
+        {
+            skip(&format!("{program} is not installed"));
+            return None;
+        }
+        remove_leftovers();
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let id = format!("{PREFIX}{}-{number}", std::process::id());
+        let directory = std::env::temp_dir().join(&id);
+        fs::create_dir_all(&directory).expect("the temporary directory is writable");
+        let lab = Self {
+            id,
+            directory,
+            hosts: Cell::new(0),
+        };
+        let switch = lab.namespace("switch");
+        if let Err(error) = try_ip(&["netns", "add", &switch]) {
+            skip(&format!("this machine has no network namespaces: {error}"));
+            return None;
+        }
+        ip(&["-n", &switch, "link", "add", "br0", "type", "bridge"]);
+        ip(&["-n", &switch, "link", "set", "br0", "up"]);
+        Some(lab)
+    }
+
+    /// As [`Lab::new`], and `None` also where one of `programs` is not installed.
+    pub fn with(programs: &[&str]) -> Option<Self> {
+        if let Some(program) = programs.iter().find(|program| !exists(program)) {
+            skip(&format!("{program} is not installed"));
+            return None;
+        }
+        Self::new()
+    }
+
+    /// Adds a host with these addresses, prefix lengths included (`10.77.2.1/24`).
+    pub fn host(&self, role: &str, addresses: &[&str]) -> Host {
+        let namespace = self.namespace(role);
+        let switch = self.namespace("switch");
+        let port = format!("port{}", self.hosts.replace(self.hosts.get() + 1));
+        ip(&["netns", "add", &namespace]);
+        ip(&["-n", &namespace, "link", "set", "lo", "up"]);
+        ip(&[
+            "link", "add", "eth0", "netns", &namespace, "type", "veth", "peer", "name", &port,
+            "netns", &switch,
+        ]);
+        ip(&["-n", &switch, "link", "set", &port, "master", "br0", "up"]);
+        ip(&["-n", &namespace, "link", "set", "eth0", "up"]);
+        let host = Host {
+            namespace,
+            directory: self.directory.clone(),
+        };
+        for address in addresses {
+            host.add_address(address);
+        }
+        host
+    }
+
+    /// A directory of this laboratory's own.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    fn namespace(&self, role: &str) -> String {
+        format!("{}-{role}", self.id)
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        remove_namespaces(&format!("{}-", self.id));
+        if thread::panicking() {
+            eprintln!(
+                "the files of {} are kept in {}",
+                test_name(),
+                self.directory.display()
+            );
+        } else {
+            let _ = fs::remove_dir_all(&self.directory);
+        }
+    }
+}
+
+impl Host {
+    /// Gives `eth0` one more address; it can be used at once.
+    pub fn add_address(&self, address: &str) {
+        let mut arguments = vec!["-n", &self.namespace, "addr", "add", address, "dev", "eth0"];
+        if address.contains(':') {
+            arguments.push("nodad");
+        }
+        ip(&arguments);
+    }
+
+    /// A command that will run on this host, and die with the thread that starts it.
+    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = Command::new("setpriv");
+        command
+            .args([
+                "--pdeathsig",
+                "KILL",
+                "ip",
+                "netns",
+                "exec",
+                &self.namespace,
+            ])
+            .arg(program);
+        command.current_dir(&self.directory).stdin(Stdio::null());
+        command
+    }
+
+    /// Runs a command on this host to its end.
+    ///
+    /// # Panics
+    ///
+    /// Where it fails.
+    pub fn run(&self, program: &str, arguments: &[&str]) -> String {
+        let output = self
+            .command(program)
+            .args(arguments)
+            .output()
+            .unwrap_or_else(|error| panic!("cannot start {program}: {error}"));
+        succeeded(program, arguments, output).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// A UDP socket on this host, bound to `address`.
+    ///
+    /// # Panics
+    ///
+    /// Where the address cannot be bound.
+    pub fn bind(&self, address: SocketAddr) -> UdpSocket {
+        self.inside(move || {
+            UdpSocket::bind(address)
+                .unwrap_or_else(|error| panic!("cannot bind {address}: {error}"))
+        })
+    }
+
+    /// A UDP socket on this host, bound to a port the kernel chooses.
+    pub fn bind_any(&self, address: IpAddr) -> UdpSocket {
+        self.bind(SocketAddr::new(address, 0))
+    }
+
+    /// Where processes of this host write.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Sends `request` to `server`, an address of this host, again and again until it answers.
+    ///
+    /// # Panics
+    ///
+    /// Where it does not within a time that is ample for a start.
+    pub fn wait_for_answer(&self, server: SocketAddr, request: &[u8]) {
+        let socket = self.bind_any(server.ip());
+        socket
+            .set_read_timeout(Some(Duration::from_millis(50)))
+            .expect("50 ms is not zero");
+        wait_for(&format!("an answer from {server}"), START_LIMIT, || {
+            // A refused port is an error of the next call: the server is not there yet.
+            let _ = socket.send_to(request, server);
+            socket
+                .recv_from(&mut [0; 2048])
+                .ok()
+                .filter(|(_, from)| *from == server)
+        });
+    }
+
+    /// Calls `action` on a thread of its own that is inside this host's namespace. Sockets it makes
+    /// stay there.
+    pub fn inside<T: Send>(&self, action: impl FnOnce() -> T + Send) -> T {
+        let path = Path::new("/run/netns").join(&self.namespace);
+        let enter = || {
+            let namespace = File::open(&path).expect("the namespace exists");
+            let network = Some(LinkNameSpaceType::Network);
+            move_into_link_name_space(rustix::fd::AsFd::as_fd(&namespace), network)
+                .expect("root may enter a network namespace");
+            action()
+        };
+        thread::scope(|scope| match scope.spawn(enter).join() {
+            Ok(value) => value,
+            Err(panic) => std::panic::resume_unwind(panic),
+        })
+    }
+}
+
+/// Whether a program is on the search path.
+pub(crate) fn exists(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(["/usr/sbin".into(), "/sbin".into()])
+        .any(|directory: PathBuf| directory.join(program).is_file())
+}
+
+/// Removes what tests left behind whose process has gone.
+fn remove_leftovers() {
+    for name in namespaces() {
+        let Some(rest) = name.strip_prefix(PREFIX) else {
+            continue;
+        };
+        let process = rest.split('-').next().unwrap_or_default();
+        if !Path::new("/proc").join(process).exists() {
+            remove_namespaces(&format!("{PREFIX}{process}-"));
+        }
+    }
+}
+
+fn remove_namespaces(prefix: &str) {
+    for name in namespaces().iter().filter(|name| name.starts_with(prefix)) {
+        let _ = try_ip(&["netns", "del", name]);
+    }
+}
+
+fn namespaces() -> Vec<String> {
+    let entries = fs::read_dir("/run/netns").into_iter().flatten().flatten();
+    entries
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect()
+}
+
+fn ip(arguments: &[&str]) {
+    if let Err(error) = try_ip(arguments) {
+        panic!("{error}");
+    }
+}
+
+fn try_ip(arguments: &[&str]) -> Result<String, String> {
+    let output = Command::new("ip")
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output();
+    succeeded(
+        "ip",
+        arguments,
+        output.map_err(|error| format!("cannot start ip: {error}"))?,
+    )
+}
+
+fn succeeded(program: &str, arguments: &[&str], output: Output) -> Result<String, String> {
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    Err(format!(
+        "{program} {}: {}: {}",
+        arguments.join(" "),
+        output.status,
+        said.trim()
+    ))
+}

@@ -1,0 +1,274 @@
+//! The servers under test: coturn, which shows that a test is right, and Towpath on each driver.
+
+use std::fmt::Write;
+use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use rustix::process::Signal;
+
+use crate::lab::Host;
+use crate::process::Process;
+
+/// The user every server knows.
+pub const USER: &str = "alice";
+/// The user's password.
+pub const PASSWORD: &str = "secret";
+/// The realm.
+pub const REALM: &str = "example.org";
+
+/// A Binding request without attributes, to see whether a server is up.
+const BINDING_REQUEST: [u8; 20] = [
+    0, 1, 0, 0, 0x21, 0x12, 0xA4, 0x42, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12,
+];
+
+/// Which server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Debian's coturn.
+    Coturn,
+    /// Our own.
+    Towpath(Driver),
+}
+
+/// How Towpath talks to the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Driver {
+    /// As it finds best.
+    Auto,
+    /// By the ring.
+    IoUring,
+    /// By epoll.
+    Epoll,
+}
+
+/// An address allocations are given: where the server binds, and what it tells.
+#[derive(Clone, Copy, Debug)]
+pub struct RelayAddress {
+    /// The host's own.
+    pub local: IpAddr,
+    /// What others see, such as a cloud's 1:1 NAT.
+    pub public: IpAddr,
+}
+
+impl From<IpAddr> for RelayAddress {
+    fn from(address: IpAddr) -> Self {
+        Self {
+            local: address,
+            public: address,
+        }
+    }
+}
+
+/// What a server is told.
+#[derive(Clone, Debug)]
+pub struct ServerOptions {
+    /// Where clients come.
+    pub listen: Vec<SocketAddr>,
+    /// What allocations are given.
+    pub relay: Vec<RelayAddress>,
+    /// The relayed ports.
+    pub ports: RangeInclusive<u16>,
+    /// Prefixes that are allowed as peers although they are special.
+    pub allow: Vec<String>,
+    /// Whether it runs as an ordinary user.
+    pub unprivileged: bool,
+    /// Shards; 0 for one per core.
+    pub shards: u16,
+}
+
+impl ServerOptions {
+    /// Listens and relays on these addresses, and allows the laboratory's networks as peers.
+    pub fn on(addresses: &[IpAddr]) -> Self {
+        Self {
+            listen: addresses
+                .iter()
+                .map(|&address| SocketAddr::new(address, 3478))
+                .collect(),
+            relay: addresses.iter().copied().map(RelayAddress::from).collect(),
+            ports: 50_000..=51_999,
+            allow: vec!["10.77.2.0/24".into(), "fd77:2::/64".into()],
+            unprivileged: false,
+            shards: 0,
+        }
+    }
+
+    fn towpath(&self, driver: Driver) -> String {
+        let quoted = |items: Vec<String>| {
+            items
+                .iter()
+                .map(|item| format!("{item:?}"))
+                .collect::<Vec<_>>()
+                .join(", ")
+        };
+        let relay = self.relay.iter().map(|RelayAddress { local, public }| {
+            format!("{{ local = \"{local}\", public = \"{public}\" }}")
+        });
+        format!(
+            "[relay]\nlisten = [{listen}]\nrelay_addresses = [{relay}]\n\
+             port_range = \"{first}-{last}\"\nrealm = \"{REALM}\"\nshards = {shards}\n\
+             driver = \"{driver}\"\n\n\
+             [auth]\nusers = {{ {USER} = \"plain:{PASSWORD}\" }}\n\n\
+             [access]\nallow = [{allow}]\n",
+            listen = quoted(self.listen.iter().map(SocketAddr::to_string).collect()),
+            relay = relay.collect::<Vec<_>>().join(", "),
+            first = self.ports.start(),
+            last = self.ports.end(),
+            shards = self.shards,
+            driver = match driver {
+                Driver::Auto => "auto",
+                Driver::IoUring => "io_uring",
+                Driver::Epoll => "epoll",
+            },
+            allow = quoted(self.allow.clone()),
+        )
+    }
+
+    fn coturn(&self) -> String {
+        let mut text = format!(
+            "user={USER}:{PASSWORD}\nrealm={REALM}\nlt-cred-mech\nno-cli\nno-tls\nno-dtls\n\
+             userdb=turn.db\npidfile=turn.pid\nlog-file=stdout\nmin-port={}\nmax-port={}\n",
+            self.ports.start(),
+            self.ports.end()
+        );
+        for address in &self.listen {
+            let _ = writeln!(text, "listening-ip={}", address.ip());
+        }
+        for RelayAddress { local, public } in &self.relay {
+            let _ = writeln!(text, "relay-ip={local}");
+            if local != public {
+                let _ = writeln!(text, "external-ip={public}/{local}");
+            }
+        }
+        text
+    }
+}
+
+/// A running server.
+#[derive(Debug)]
+pub struct Server {
+    process: Process,
+    host: Host,
+}
+
+impl Server {
+    /// Starts it on `host` and waits until it answers on every address it listens on.
+    pub fn start(kind: Kind, host: &Host, options: &ServerOptions) -> Self {
+        Self::start_by(kind, host, options, |command, directory| {
+            Process::start("server", command, directory)
+        })
+    }
+
+    /// As [`Server::start`], with the process started by `start`, which may prepare its thread.
+    pub fn start_by(
+        kind: Kind,
+        host: &Host,
+        options: &ServerOptions,
+        start: impl FnOnce(Command, &std::path::Path) -> Process,
+    ) -> Self {
+        let directory = host.directory();
+        let (file, text) = match kind {
+            Kind::Coturn => ("turnserver.conf", options.coturn()),
+            Kind::Towpath(driver) => ("towpath.toml", options.towpath(driver)),
+        };
+        let path = directory.join(file);
+        std::fs::write(&path, text).expect("the laboratory's directory is writable");
+        let mut command = host.command(if options.unprivileged {
+            "setpriv"
+        } else {
+            "env"
+        });
+        if options.unprivileged {
+            rustix::fs::chown(
+                directory,
+                Some(rustix::fs::Uid::from_raw(NOBODY)),
+                Some(rustix::fs::Gid::from_raw(NOBODY)),
+            )
+            .expect("root may give a directory away");
+            let id = NOBODY.to_string();
+            command.args([
+                "--reuid",
+                &id,
+                "--regid",
+                &id,
+                "--clear-groups",
+                "--no-new-privs",
+            ]);
+            command.args(["--pdeathsig", "KILL", "env"]);
+        }
+        // Nothing of this machine's own state, and no ways out of the namespace's /sys mount.
+        command.arg(format!(
+            "XDG_STATE_HOME={}",
+            directory.join("state").display()
+        ));
+        command.arg(format!(
+            "XDG_RUNTIME_DIR={}",
+            directory.join("run").display()
+        ));
+        match kind {
+            Kind::Coturn => command.args(["turnserver", "-n", "-c"]).arg(&path),
+            Kind::Towpath(_) => {
+                command.arg(binary()).args(["serve", "--config"]).arg(&path);
+                command.arg("--state-dir").arg(directory.join("state"))
+            }
+        };
+        let process = start(command, directory);
+        for &address in &options.listen {
+            host.wait_for_answer(address, &BINDING_REQUEST);
+        }
+        Self {
+            process,
+            host: host.clone(),
+        }
+    }
+
+    /// The process.
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+
+    /// Asks it to end, and waits until it has.
+    ///
+    /// # Panics
+    ///
+    /// Where it does not end.
+    pub fn stop(mut self) -> std::process::ExitStatus {
+        self.process.signal(Signal::TERM);
+        self.process.wait(Duration::from_secs(30))
+    }
+
+    /// The host it runs on.
+    pub fn host(&self) -> &Host {
+        &self.host
+    }
+}
+
+/// An ordinary user's id: Debian's `nobody`.
+const NOBODY: u32 = 65_534;
+
+/// The program under test: what `TOWPATH_BINARY` names, else cargo is asked to build it.
+fn binary() -> &'static PathBuf {
+    static BINARY: OnceLock<PathBuf> = OnceLock::new();
+    BINARY.get_or_init(|| {
+        if let Some(binary) = std::env::var_os("TOWPATH_BINARY") {
+            return binary.into();
+        }
+        let status = Command::new(env!("CARGO"))
+            .args(["build", "--quiet", "--package", "towpath-cli"])
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .status();
+        assert!(
+            status.is_ok_and(|status| status.success()),
+            "the towpath program does not build"
+        );
+        let test = std::env::current_exe().expect("a test knows where it lies");
+        let target = test
+            .ancestors()
+            .nth(2)
+            .expect("tests lie two levels below the profile");
+        target.join("towpath")
+    })
+}
