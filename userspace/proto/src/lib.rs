@@ -5,7 +5,9 @@
 //! io_uring driver, under the epoll driver and in the simulator.
 #![forbid(unsafe_code)]
 
+pub mod access;
 pub mod machine;
+pub mod relay;
 pub mod time;
 
 pub use machine::Machine;

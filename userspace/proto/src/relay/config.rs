@@ -1,0 +1,415 @@
+//! What a relay is configured with: plain data, checked once by [`RelayConfig::validate`].
+
+use std::collections::HashMap;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+use std::time::Duration;
+
+use thiserror::Error;
+
+use crate::access::AccessRules;
+
+/// Everything a [`Relay`](super::Relay) is told from outside.
+#[derive(Clone, Debug)]
+pub struct RelayConfig {
+    /// The authentication realm, 1 to [`RelayConfig::MAX_REALM_BYTES`] bytes.
+    pub realm: String,
+    /// What SOFTWARE says in answers to authenticated requests; `None` says nothing.
+    pub software: Option<String>,
+    /// Where clients reach the relay. A [`ListenerId`](crate::machine::ListenerId) is an index into
+    /// this list.
+    pub listeners: Vec<SocketAddr>,
+    /// The addresses that allocations are given. An allocation gets the one whose `local` is the
+    /// address its request came to, else the first of the family it asked for.
+    pub relay_addresses: Vec<RelayAddress>,
+    /// Every address of this host. Peers may not be there, but for relayed ports in use.
+    pub own_addresses: Vec<IpAddr>,
+    /// The relayed ports, of all shards together.
+    pub port_range: RangeInclusive<u16>,
+    /// Number of shards, from 1.
+    pub shards: u16,
+    /// Who may use the relay.
+    pub users: Users,
+    /// Which peers may be reached.
+    pub access: AccessRules,
+    /// Limits on everything a client can make the relay keep.
+    pub limits: RelayLimits,
+    /// The secret behind nonces, the same in all shards. Random; never shown.
+    pub nonce_secret: [u8; 32],
+}
+
+impl RelayConfig {
+    /// RFC 8489 §14.9: a realm "MUST be a UTF-8 encoded sequence of fewer than 128 characters". It
+    /// is half of that here, in bytes: answers to strangers stay small.
+    pub const MAX_REALM_BYTES: usize = 64;
+    /// Longest SOFTWARE value.
+    pub const MAX_SOFTWARE_BYTES: usize = 64;
+    /// Most relay addresses of one relay.
+    pub const MAX_RELAY_ADDRESSES: usize = 64;
+    /// Most listening addresses of one relay.
+    pub const MAX_LISTENERS: usize = 1024;
+    /// Most shards of one relay.
+    pub const MAX_SHARDS: u16 = 1024;
+
+    /// Checks every rule that ties fields together or bounds a value.
+    pub fn validate(&self) -> Result<(), RelayConfigError> {
+        if self.realm.is_empty() || self.realm.len() > Self::MAX_REALM_BYTES {
+            return Err(RelayConfigError::RealmLength {
+                bytes: self.realm.len(),
+            });
+        }
+        if let Some(character) = self.realm.chars().find(|c| c.is_control() || *c == '"') {
+            return Err(RelayConfigError::RealmCharacter { character });
+        }
+        if let Some(software) = &self.software
+            && software.len() > Self::MAX_SOFTWARE_BYTES
+        {
+            return Err(RelayConfigError::SoftwareLength {
+                bytes: software.len(),
+            });
+        }
+        if self.shards == 0 || self.shards > Self::MAX_SHARDS {
+            return Err(RelayConfigError::Shards {
+                shards: self.shards,
+            });
+        }
+        self.validate_addresses()?;
+        self.validate_ports()?;
+        self.limits.validate()
+    }
+
+    fn validate_addresses(&self) -> Result<(), RelayConfigError> {
+        if self.listeners.is_empty() || self.listeners.len() > Self::MAX_LISTENERS {
+            return Err(RelayConfigError::ListenerCount {
+                count: self.listeners.len(),
+            });
+        }
+        if self.relay_addresses.is_empty() || self.relay_addresses.len() > Self::MAX_RELAY_ADDRESSES
+        {
+            return Err(RelayConfigError::RelayAddressCount {
+                count: self.relay_addresses.len(),
+            });
+        }
+        for (index, address) in self.relay_addresses.iter().enumerate() {
+            if address.local.is_ipv4() != address.public.is_ipv4() {
+                return Err(RelayConfigError::MixedFamilies { address: *address });
+            }
+            for ip in [address.local, address.public] {
+                if ip.is_unspecified() || ip.is_multicast() || ip.to_canonical() != ip {
+                    return Err(RelayConfigError::UnusableRelayAddress { address: ip });
+                }
+            }
+            let twice = |other: &&RelayAddress| {
+                other.local == address.local || other.public == address.public
+            };
+            if self.relay_addresses[..index]
+                .iter()
+                .any(|other| twice(&other))
+            {
+                return Err(RelayConfigError::RelayAddressTwice { address: *address });
+            }
+        }
+        Ok(())
+    }
+
+    fn validate_ports(&self) -> Result<(), RelayConfigError> {
+        let (first, last) = (*self.port_range.start(), *self.port_range.end());
+        if first == 0 || first > last {
+            return Err(RelayConfigError::PortRange { first, last });
+        }
+        for listener in &self.listeners {
+            if self.port_range.contains(&listener.port()) {
+                return Err(RelayConfigError::ListenerInPortRange {
+                    listener: *listener,
+                    first,
+                    last,
+                });
+            }
+        }
+        // A shard owns pairs of ports, so that the pairs of EVEN-PORT lie in one shard.
+        let pairs = (last / 2) - (first / 2) + 1;
+        if pairs < self.shards {
+            return Err(RelayConfigError::TooFewPorts {
+                first,
+                last,
+                shards: self.shards,
+            });
+        }
+        Ok(())
+    }
+
+    /// Upper bound on the relayed ports that one shard holds at a time: every
+    /// [`PortId`](crate::machine::PortId) is below it.
+    pub fn ports_per_shard(&self) -> u32 {
+        let ports = u32::from(self.port_range.end() - self.port_range.start()) + 1;
+        let share = ports.div_ceil(2).div_ceil(u32::from(self.shards)) * 2 + 2;
+        let addresses = u32::try_from(self.relay_addresses.len()).unwrap_or(u32::MAX);
+        share
+            .saturating_mul(addresses)
+            .min(self.limits.max_allocations)
+    }
+}
+
+/// An address that allocations are given.
+///
+/// Behind a 1:1 NAT (most clouds) the two differ: sockets are bound to `local`, clients and peers
+/// know `public`.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct RelayAddress {
+    /// The address of this host that sockets are bound to.
+    pub local: IpAddr,
+    /// The address that responses give.
+    pub public: IpAddr,
+}
+
+impl RelayAddress {
+    /// A relay address that needs no translation.
+    pub const fn direct(address: IpAddr) -> Self {
+        Self {
+            local: address,
+            public: address,
+        }
+    }
+}
+
+/// The keys of one user. They are what a password is hashed to; the password itself is not kept.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Credential {
+    /// RFC 8489 §9.2.2: MD5 of `username ":" realm ":" password`.
+    pub md5: [u8; 16],
+    /// RFC 8489 §9.2.2: SHA-256 of the same, where it is known.
+    pub sha256: Option<[u8; 32]>,
+}
+
+impl fmt::Debug for Credential {
+    /// Shows no key.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Credential")
+            .field("sha256", &self.sha256.is_some())
+            .finish_non_exhaustive()
+    }
+}
+
+/// The users by name.
+#[derive(Clone, Debug, Default)]
+pub struct Users {
+    by_name: HashMap<Arc<str>, Credential>,
+}
+
+impl Users {
+    /// RFC 8489 §14.3: a username is "fewer than 509 bytes".
+    pub const MAX_NAME_BYTES: usize = 508;
+
+    /// Nobody.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a user; gives back the keys the name had before.
+    pub fn insert(&mut self, name: &str, credential: Credential) -> Option<Credential> {
+        self.by_name.insert(Arc::from(name), credential)
+    }
+
+    /// The user of this name: the shared name and the keys.
+    pub fn find(&self, name: &str) -> Option<(&Arc<str>, &Credential)> {
+        self.by_name.get_key_value(name)
+    }
+
+    /// Number of users.
+    pub fn len(&self) -> usize {
+        self.by_name.len()
+    }
+
+    /// Whether there are no users.
+    pub fn is_empty(&self) -> bool {
+        self.by_name.is_empty()
+    }
+}
+
+impl<'a> FromIterator<(&'a str, Credential)> for Users {
+    fn from_iter<I: IntoIterator<Item = (&'a str, Credential)>>(users: I) -> Self {
+        let mut all = Self::new();
+        for (name, credential) in users {
+            all.insert(name, credential);
+        }
+        all
+    }
+}
+
+/// Limits on what clients can make a relay keep.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RelayLimits {
+    /// Allocations of one shard.
+    pub max_allocations: u32,
+    /// Allocations of one user over all shards; `None` for no limit.
+    pub allocations_per_user: Option<u32>,
+    /// Permissions of one allocation.
+    pub max_permissions: u16,
+    /// Channels of one allocation.
+    pub max_channels: u16,
+    /// Lifetime of an allocation that asks for none.
+    pub default_lifetime: Duration,
+    /// Longest lifetime that is granted.
+    pub max_lifetime: Duration,
+}
+
+impl RelayLimits {
+    /// RFC 8656 §7.2: "a server SHOULD NOT" grant less than the default lifetime of ten minutes; the
+    /// floor here only keeps clients from refreshing all the time.
+    pub const MIN_LIFETIME: Duration = Duration::from_secs(60);
+
+    fn validate(&self) -> Result<(), RelayConfigError> {
+        if self.default_lifetime < Self::MIN_LIFETIME
+            || self.default_lifetime > self.max_lifetime
+            || self.max_lifetime > Duration::from_secs(u64::from(u32::MAX))
+        {
+            return Err(RelayConfigError::Lifetimes {
+                default_s: self.default_lifetime.as_secs(),
+                max_s: self.max_lifetime.as_secs(),
+            });
+        }
+        let zero = if self.max_allocations == 0 {
+            Some("max_allocations")
+        } else if self.max_permissions == 0 {
+            Some("max_permissions")
+        } else if self.max_channels == 0 {
+            Some("max_channels")
+        } else if self.allocations_per_user == Some(0) {
+            Some("allocations_per_user")
+        } else {
+            None
+        };
+        zero.map_or(Ok(()), |limit| Err(RelayConfigError::ZeroLimit { limit }))
+    }
+}
+
+impl Default for RelayLimits {
+    fn default() -> Self {
+        Self {
+            max_allocations: 1 << 20,
+            allocations_per_user: None,
+            max_permissions: 256,
+            max_channels: 256,
+            default_lifetime: Duration::from_secs(600),
+            max_lifetime: Duration::from_secs(3600),
+        }
+    }
+}
+
+/// A rule that a [`RelayConfig`] breaks.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum RelayConfigError {
+    /// The realm is empty or too long.
+    #[error(
+        "realm has {bytes} bytes, it must have 1 to {}",
+        RelayConfig::MAX_REALM_BYTES
+    )]
+    RealmLength {
+        /// Its length.
+        bytes: usize,
+    },
+    /// The realm cannot be sent as a quoted string.
+    #[error("realm contains {character:?}, which a realm may not contain")]
+    RealmCharacter {
+        /// The character.
+        character: char,
+    },
+    /// The SOFTWARE value is too long.
+    #[error(
+        "software has {bytes} bytes, it may have {}",
+        RelayConfig::MAX_SOFTWARE_BYTES
+    )]
+    SoftwareLength {
+        /// Its length.
+        bytes: usize,
+    },
+    /// The number of shards is out of range.
+    #[error("{shards} shards, there must be 1 to {}", RelayConfig::MAX_SHARDS)]
+    Shards {
+        /// The number asked for.
+        shards: u16,
+    },
+    /// No listening address, or too many.
+    #[error(
+        "{count} listening addresses, there must be 1 to {}",
+        RelayConfig::MAX_LISTENERS
+    )]
+    ListenerCount {
+        /// The number given.
+        count: usize,
+    },
+    /// No relay address, or too many.
+    #[error(
+        "{count} relay addresses, there must be 1 to {}",
+        RelayConfig::MAX_RELAY_ADDRESSES
+    )]
+    RelayAddressCount {
+        /// The number given.
+        count: usize,
+    },
+    /// Local and public relay address are of two families.
+    #[error("relay address {} is published as {}, which is of the other family", .address.local, .address.public)]
+    MixedFamilies {
+        /// The pair.
+        address: RelayAddress,
+    },
+    /// An address that cannot be a relay address.
+    #[error("{address} cannot be a relay address: it must be one IPv4 or IPv6 unicast address")]
+    UnusableRelayAddress {
+        /// The address.
+        address: IpAddr,
+    },
+    /// Two relay addresses share an address.
+    #[error("relay address {} (published as {}) is given twice", .address.local, .address.public)]
+    RelayAddressTwice {
+        /// The second of them.
+        address: RelayAddress,
+    },
+    /// The port range is empty or contains port 0.
+    #[error("port range {first}-{last} must begin above 0 and not end before it begins")]
+    PortRange {
+        /// First port.
+        first: u16,
+        /// Last port.
+        last: u16,
+    },
+    /// A listening port lies among the relayed ports.
+    #[error("listening address {listener} lies in the port range {first}-{last}")]
+    ListenerInPortRange {
+        /// The listening address.
+        listener: SocketAddr,
+        /// First relayed port.
+        first: u16,
+        /// Last relayed port.
+        last: u16,
+    },
+    /// Some shard would have no port.
+    #[error("port range {first}-{last} is too small for {shards} shards: each needs a pair")]
+    TooFewPorts {
+        /// First port.
+        first: u16,
+        /// Last port.
+        last: u16,
+        /// Number of shards.
+        shards: u16,
+    },
+    /// The lifetimes contradict each other.
+    #[error(
+        "default lifetime {default_s} s must be at least {} s and at most the longest, {max_s} s",
+        RelayLimits::MIN_LIFETIME.as_secs()
+    )]
+    Lifetimes {
+        /// The default, in seconds.
+        default_s: u64,
+        /// The longest, in seconds.
+        max_s: u64,
+    },
+    /// A limit of zero would refuse everything.
+    #[error("{limit} is 0, it must be at least 1")]
+    ZeroLimit {
+        /// The limit's name.
+        limit: &'static str,
+    },
+}

@@ -1,0 +1,131 @@
+//! What a relay asks of its shell and is told by it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::config::RelayConfig;
+use crate::machine::PortId;
+
+/// What only a shell can do for a relay.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum RelayCommand {
+    /// Make `local` a relayed port. Answered by [`RelayEvent::PortOpened`] or
+    /// [`RelayEvent::PortFailed`], exactly once.
+    OpenPort {
+        /// The number datagrams of this port carry from now on.
+        port: PortId,
+        /// The address and port to receive on and send from.
+        local: SocketAddr,
+    },
+    /// Give up a relayed port. Not answered; the number may be opened again at once.
+    ClosePort {
+        /// The port.
+        port: PortId,
+    },
+    /// Something an operator may want to read.
+    Notify(Notice),
+}
+
+/// What a shell tells a relay.
+#[derive(Clone, Debug)]
+pub enum RelayEvent {
+    /// The port of an [`RelayCommand::OpenPort`] is open.
+    PortOpened {
+        /// The port.
+        port: PortId,
+    },
+    /// The port of an [`RelayCommand::OpenPort`] could not be opened.
+    PortFailed {
+        /// The port.
+        port: PortId,
+        /// Why not.
+        error: PortError,
+    },
+    /// The configuration changed. Users, access rules, realm, SOFTWARE and limits take effect at
+    /// once, also for existing allocations: permissions that the new rules deny end. Listeners,
+    /// relay addresses, port range and shards stay as they were; changing those needs a new relay.
+    Reconfigured(Arc<RelayConfig>),
+    /// Make no new allocations; those that exist go on.
+    Drain,
+}
+
+/// Why a relayed port could not be opened.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PortError {
+    /// Somebody else has the port: another one is tried.
+    InUse,
+    /// There are no more descriptors, or no more room in the shell.
+    NoDescriptors,
+    /// Anything else.
+    Other,
+}
+
+/// Something an operator may want to read. Neither it nor its loss changes what a relay does.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Notice {
+    /// An allocation was made.
+    AllocationMade {
+        /// Who has it.
+        owner: AllocationOwner,
+        /// How long it lasts unless it is refreshed.
+        lifetime: Duration,
+    },
+    /// An allocation ended.
+    AllocationEnded {
+        /// Who had it.
+        owner: AllocationOwner,
+        /// Why it ended.
+        reason: EndReason,
+        /// What it relayed.
+        traffic: Traffic,
+    },
+}
+
+/// Whose an allocation is and where.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct AllocationOwner {
+    /// The authenticated user.
+    pub user: Arc<str>,
+    /// The client's address.
+    pub client: SocketAddr,
+    /// The server's address the client talks to.
+    pub server: SocketAddr,
+    /// The relayed transport address, as the client was told.
+    pub relayed: SocketAddr,
+}
+
+/// What an allocation relayed: datagrams and payload bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Traffic {
+    /// Datagrams from the client to peers.
+    pub packets_to_peers: u64,
+    /// Bytes from the client to peers.
+    pub bytes_to_peers: u64,
+    /// Datagrams from peers to the client.
+    pub packets_to_client: u64,
+    /// Bytes from peers to the client.
+    pub bytes_to_client: u64,
+}
+
+/// Why an allocation ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum EndReason {
+    /// The client asked for it: a Refresh with a lifetime of zero.
+    Deleted,
+    /// It was not refreshed in time.
+    Expired,
+    /// Its user was removed from the configuration, or given other keys.
+    UserRemoved,
+}
+
+impl EndReason {
+    /// Its name in logs.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Deleted => "deleted",
+            Self::Expired => "expired",
+            Self::UserRemoved => "user_removed",
+        }
+    }
+}
