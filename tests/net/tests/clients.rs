@@ -1,0 +1,94 @@
+//! Independent clients understand every server: coturn's STUN client, and aioice, a TURN client in
+//! another language.
+
+use std::net::SocketAddr;
+
+use towpath_net::{EchoPeer, Kind, Lab, PASSWORD, Server, ServerOptions, USER, address, skip};
+
+fn stun_client_learns_its_address(kind: Kind, server: &str, client: &str) {
+    let Some(lab) = Lab::with(&["turnutils_stunclient", "turnserver"]) else {
+        return;
+    };
+    let host = lab.host("server", &["10.77.2.1/24", "fd77:2::1/64"]);
+    let client_host = lab.host("client", &["10.77.2.2/24", "fd77:2::2/64"]);
+    let options = ServerOptions::on(&[address("10.77.2.1"), address("fd77:2::1")]);
+    let _server = Server::start(kind, &host, &options);
+    let report = client_host.run(
+        "timeout",
+        &["20", "turnutils_stunclient", "-L", client, server],
+    );
+    let line = report
+        .lines()
+        .find(|line| line.contains("reflexive addr"))
+        .unwrap_or_default();
+    let expected = SocketAddr::new(address(client), 0).to_string();
+    let expected = expected.trim_end_matches('0');
+    assert!(
+        line.contains(expected),
+        "no reflexive address {expected} in:\n{report}"
+    );
+}
+
+fn aioice_relays(kind: Kind) {
+    const DATAGRAMS: &str = "200";
+    let Some(lab) = Lab::with(&["turnutils_peer", "turnserver"]) else {
+        return;
+    };
+    let Some(python) = std::env::var_os("TOWPATH_TEST_PYTHON") else {
+        return skip("TOWPATH_TEST_PYTHON names no interpreter with aioice");
+    };
+    let host = lab.host("server", &["10.77.2.1/24"]);
+    let client_host = lab.host("client", &["10.77.2.2/24"]);
+    let peer_host = lab.host("peer", &["10.77.2.3/24"]);
+    let _server = Server::start(kind, &host, &ServerOptions::on(&[address("10.77.2.1")]));
+    let _peer = EchoPeer::start(&peer_host, &[SocketAddr::new(address("10.77.2.3"), 3480)]);
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/scripts/aioice_relay.py");
+    let output = client_host
+        .command("timeout")
+        .arg("60")
+        .arg(python)
+        .args([
+            script,
+            "10.77.2.1",
+            "3478",
+            USER,
+            PASSWORD,
+            "10.77.2.3",
+            "3480",
+            DATAGRAMS,
+        ])
+        .output()
+        .expect("timeout can be started");
+    let said = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{}\n{said}{errors}", output.status);
+    assert!(said.contains("relayed 10.77.2.1 "), "{said}");
+    assert!(said.contains(&format!("echoed {DATAGRAMS}\n")), "{said}");
+}
+
+macro_rules! clients {
+    ($($module:ident: $kind:expr;)*) => {
+        $(mod $module {
+            use super::*;
+
+            #[test]
+            fn stunclient_learns_its_address_over_v4() {
+                stun_client_learns_its_address($kind, "10.77.2.1", "10.77.2.2");
+            }
+
+            #[test]
+            fn stunclient_learns_its_address_over_v6() {
+                stun_client_learns_its_address($kind, "fd77:2::1", "fd77:2::2");
+            }
+
+            #[test]
+            fn aioice_relays_through_it() {
+                aioice_relays($kind);
+            }
+        })*
+    };
+}
+
+clients! {
+    coturn: Kind::Coturn;
+}
