@@ -21,12 +21,8 @@ fn stun_client_learns_its_address(kind: Kind, server: &str, client: &str) {
         .lines()
         .find(|line| line.contains("reflexive addr"))
         .unwrap_or_default();
-    let expected = SocketAddr::new(address(client), 0).to_string();
-    let expected = expected.trim_end_matches('0');
-    assert!(
-        line.contains(expected),
-        "no reflexive address {expected} in:\n{report}"
-    );
+    let expected = format!("reflexive addr: {client}:");
+    assert!(line.contains(&expected), "no `{expected}` in:\n{report}");
 }
 
 fn aioice_relays(kind: Kind) {
