@@ -6,9 +6,11 @@
 #![forbid(unsafe_code)]
 
 pub mod access;
+pub mod credentials;
 pub mod machine;
 pub mod relay;
 pub mod time;
+pub mod wire;
 
 pub use machine::Machine;
 pub use time::Timestamp;
