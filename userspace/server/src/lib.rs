@@ -1,1 +1,7 @@
-//! Placeholder crate root; see the crate's owner.
+//! Towpath's server: the configuration, the shards it starts, and the control plane beside them.
+//!
+//! Packets never pass through this crate: the engine's shards carry them. What is here runs once
+//! (configuration, start, stop) or beside the shards (metrics, status, logs).
+#![forbid(unsafe_code)]
+
+pub mod config;

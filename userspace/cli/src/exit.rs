@@ -1,0 +1,47 @@
+//! How the binary ends: its exit codes, and what it says on standard error.
+
+use std::io::{self, Write as _};
+use std::process::ExitCode;
+
+use towpath_server::config::ReadError;
+
+/// sysexits' EX_CONFIG.
+const CONFIG: u8 = 78;
+
+/// Why a command failed; decides the exit code.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// What was asked for did not work.
+    Runtime(String),
+    /// The configuration is wrong.
+    Config(ReadError),
+}
+
+impl Failure {
+    /// Says why on standard error.
+    pub(crate) fn report(self) -> ExitCode {
+        let (texts, code) = match self {
+            Self::Runtime(text) => (vec![text], 1),
+            Self::Config(ReadError::Wrong(errors)) => {
+                (errors.0.iter().map(ToString::to_string).collect(), CONFIG)
+            }
+            Self::Config(error) => (vec![error.to_string()], CONFIG),
+        };
+        for text in texts {
+            // Nobody is left to be told when standard error is closed.
+            let _ = writeln!(io::stderr(), "error: {text}");
+        }
+        ExitCode::from(code)
+    }
+}
+
+/// Writes to standard output; a reader that has seen enough, such as `head`, is no failure.
+pub(crate) fn print(bytes: &[u8]) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    match out.write_all(bytes).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::Runtime(format!(
+            "cannot write to standard output: {error}"
+        ))),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}

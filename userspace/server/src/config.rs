@@ -1,0 +1,176 @@
+//! The configuration: one struct, read and checked once, before anything is opened.
+//!
+//! ```text
+//!   TOML text ─┐
+//!              ├─▶ document (one table, every value knows its place) ─▶ shape ─▶ check ─▶ Config
+//!   TOWPATH__* ┘
+//! ```
+//!
+//! Nothing here touches the network. What only the machine can tell (its addresses, its cores) is
+//! settled at the start of the server.
+
+mod check;
+mod credential;
+mod document;
+mod error;
+mod shape;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::path::Path;
+
+pub use check::{MAX_LISTENERS, MAX_RELAY_ADDRESSES, MAX_SHARDS, MAX_USERS};
+pub use credential::{KeyDigests, ParseSecretError, Secret};
+pub use document::{ENVIRONMENT_PREFIX, MAX_FILE_BYTES, Origin};
+pub use error::{ConfigError, ConfigErrors, Problem, ReadError, Warning};
+
+use document::{Document, Span};
+
+/// The commented file that `towpath config default` prints. It says what a server without a file
+/// does.
+pub const DEFAULT_FILE: &str = include_str!("config/default.toml");
+
+/// A checked configuration.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// What is relayed, and where.
+    pub relay: RelaySection,
+    /// Who may ask for allocations.
+    pub auth: AuthSection,
+    /// Which peers may be reached.
+    pub access: AccessSection,
+    /// Where metrics and health are served.
+    pub observe: ObserveSection,
+    /// What is allowed but deserves a look.
+    pub warnings: Vec<Warning>,
+    document: Document,
+}
+
+/// The `[relay]` section.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RelaySection {
+    /// UDP listening addresses.
+    pub listen: Vec<Placed<SocketAddr>>,
+    /// Addresses given to allocations; empty: those that are listened on.
+    pub relay_addresses: Vec<Placed<RelayAddressPair>>,
+    /// Ports given to allocations.
+    pub port_range: RangeInclusive<u16>,
+    /// The realm of the long-term credentials.
+    pub realm: String,
+    /// Number of shards; 0: one per core.
+    pub shards: u16,
+    /// Which driver carries the packets.
+    pub driver: DriverChoice,
+}
+
+/// The `[auth]` section.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct AuthSection {
+    /// Users by name.
+    pub users: BTreeMap<String, Secret>,
+}
+
+/// The `[access]` section.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct AccessSection {
+    /// Exceptions to the denial of special-use ranges.
+    pub allow: Vec<IpPrefix>,
+    /// Prefixes denied besides.
+    pub deny: Vec<IpPrefix>,
+}
+
+/// The `[observe]` section.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ObserveSection {
+    /// Where `/metrics`, `/livez` and `/readyz` are served; `None`: nowhere.
+    pub listen: Option<Placed<SocketAddr>>,
+}
+
+/// A value that knows where it was written, so that what turns out wrong later still points there.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Placed<T> {
+    /// The value.
+    pub value: T,
+    span: Span,
+}
+
+/// A relay address: `local` is what the sockets are bound to, `public` what clients are told.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct RelayAddressPair {
+    /// An address of this machine.
+    pub local: IpAddr,
+    /// The address that packets for `local` are sent to: another one behind 1:1 NAT.
+    pub public: IpAddr,
+}
+
+/// Which driver carries the packets.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum DriverChoice {
+    /// io_uring where the kernel allows it, epoll elsewhere.
+    Auto,
+    /// io_uring, or no start.
+    IoUring,
+    /// epoll.
+    Epoll,
+}
+
+/// An address prefix without bits beyond its length.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct IpPrefix {
+    /// Its first address.
+    pub address: IpAddr,
+    /// Its length in bits.
+    pub length: u8,
+}
+
+impl fmt::Display for IpPrefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.address, self.length)
+    }
+}
+
+impl fmt::Display for DriverChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::IoUring => "io_uring",
+            Self::Epoll => "epoll",
+        })
+    }
+}
+
+impl Config {
+    /// Reads the file, or the embedded default without one, and puts the overrides of
+    /// `environment` on top: of all its variables, those that start with [`ENVIRONMENT_PREFIX`].
+    pub fn load(
+        file: Option<&Path>,
+        environment: impl IntoIterator<Item = (OsString, OsString)>,
+    ) -> Result<Self, ReadError> {
+        let (origin, text) = match file {
+            Some(path) => (Origin::File(path.to_owned()), document::read(path)?),
+            None => (Origin::Embedded, DEFAULT_FILE.to_owned()),
+        };
+        Ok(Self::from_text(origin, text, environment)?)
+    }
+
+    /// Checks a configuration's text, with overrides as in [`Config::load`].
+    pub fn from_text(
+        origin: Origin,
+        text: String,
+        environment: impl IntoIterator<Item = (OsString, OsString)>,
+    ) -> Result<Self, ConfigErrors> {
+        let document = Document::new(origin, text, environment);
+        let shape = shape::Shape::read(&document, document.table()?)?;
+        check::check(document, shape)
+    }
+
+    /// An error that points at `placed`, for what only the machine could tell.
+    pub fn error_at<T>(&self, placed: &Placed<T>, problem: Problem) -> ConfigErrors {
+        ConfigErrors(vec![self.document.error(placed.span.clone(), problem)])
+    }
+}

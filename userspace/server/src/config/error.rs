@@ -1,0 +1,357 @@
+//! What can be wrong with a configuration, and where.
+
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+
+use super::IpPrefix;
+use super::credential::ParseSecretError;
+use super::document::{MAX_FILE_BYTES, Origin};
+
+/// Why a configuration could not be read.
+#[derive(thiserror::Error, Debug)]
+pub enum ReadError {
+    /// The file could not be opened or read.
+    #[error("cannot read {}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The file is too long to be a configuration.
+    #[error("{} is longer than {MAX_FILE_BYTES} bytes", path.display())]
+    TooLong {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file is not text.
+    #[error("{}:{line}: not UTF-8", path.display())]
+    NotUtf8 {
+        /// The file.
+        path: PathBuf,
+        /// The line of the first byte that is wrong.
+        line: usize,
+    },
+    /// The text is wrong.
+    #[error(transparent)]
+    Wrong(#[from] ConfigErrors),
+}
+
+/// Everything that is wrong with a configuration's text, in the order it was found.
+#[derive(Debug)]
+pub struct ConfigErrors(pub Vec<ConfigError>);
+
+impl std::error::Error for ConfigErrors {}
+
+impl fmt::Display for ConfigErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, error) in self.0.iter().enumerate() {
+            if index > 0 {
+                f.write_str("\n\n")?;
+            }
+            write!(f, "{error}")?;
+        }
+        Ok(())
+    }
+}
+
+/// One thing that is wrong, and the line it is on.
+#[derive(Clone, Debug)]
+pub struct ConfigError {
+    /// What is wrong.
+    pub problem: Problem,
+    /// Where.
+    pub excerpt: Box<Excerpt>,
+}
+
+impl std::error::Error for ConfigError {}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}\n{}", self.problem, self.excerpt)
+    }
+}
+
+/// Something allowed that deserves a look, and the line it is on.
+#[derive(Clone, Debug)]
+pub struct Warning {
+    /// What it is about.
+    pub kind: WarningKind,
+    /// Where.
+    pub excerpt: Excerpt,
+}
+
+/// What is allowed but deserves a look.
+#[derive(thiserror::Error, Clone, PartialEq, Eq, Debug)]
+pub enum WarningKind {
+    /// A password in the clear.
+    #[error(
+        "auth.users: the password of {user:?} is stored in the clear; `towpath user add` makes a \
+         key from it"
+    )]
+    PlainPassword {
+        /// The user.
+        user: String,
+    },
+    /// Metrics for everyone.
+    #[error("observe.listen: {address} is not a loopback address, and metrics need no password")]
+    PublicMetrics {
+        /// The address.
+        address: SocketAddr,
+    },
+}
+
+/// A line of the configuration, with the range in question marked.
+///
+/// ```text
+///  --> towpath.toml:5:14
+///   |
+/// 5 | port_range = "600-50"
+///   |              ^^^^^^^^
+/// ```
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Excerpt {
+    /// Where the text came from.
+    pub origin: Origin,
+    /// The line, counted from 1.
+    pub line_number: usize,
+    /// The column, counted in characters from 1.
+    pub column: usize,
+    /// How many characters are marked.
+    pub width: usize,
+    /// The line's text; the values of credentials are replaced.
+    pub line: String,
+}
+
+impl fmt::Display for Excerpt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let number = match &self.origin {
+            Origin::Variable(_) => String::new(),
+            Origin::File(_) | Origin::Embedded => self.line_number.to_string(),
+        };
+        let margin = " ".repeat(number.len());
+        match &self.origin {
+            Origin::Variable(name) => writeln!(f, "{margin}--> environment variable {name}")?,
+            Origin::File(_) | Origin::Embedded => {
+                writeln!(
+                    f,
+                    "{margin}--> {}:{}:{}",
+                    self.origin, self.line_number, self.column
+                )?;
+            }
+        }
+        // A tab stays a tab, so that the marks stand below what they mark.
+        let indent: String = self
+            .line
+            .chars()
+            .chain(std::iter::repeat(' '))
+            .take(self.column - 1)
+            .map(|char| if char == '\t' { '\t' } else { ' ' })
+            .collect();
+        writeln!(f, "{margin} |")?;
+        writeln!(f, "{number} | {}", self.line)?;
+        write!(f, "{margin} | {indent}{}", "^".repeat(self.width))
+    }
+}
+
+/// What is wrong with a configuration.
+#[derive(thiserror::Error, Clone, PartialEq, Eq, Debug)]
+pub enum Problem {
+    /// Not TOML, an unknown key, or a value of another type.
+    #[error("{0}")]
+    Toml(String),
+    /// A section of a capability that is not there yet.
+    #[error("this version of towpath has no [{section}] section yet; leave it out")]
+    LaterSection {
+        /// The section.
+        section: &'static str,
+    },
+    /// An override of no key.
+    #[error(
+        "no such key; overrides are named TOWPATH__SECTION__KEY after the keys that `towpath \
+         config default` prints"
+    )]
+    UnknownVariable,
+    /// An override that is not text.
+    #[error("the value is not UTF-8")]
+    VariableNotUtf8,
+    /// Time-limited credentials are not there yet.
+    #[error("auth.rest_secrets: this version of towpath has no time-limited credentials yet")]
+    RestSecrets,
+    /// Not an address with a port.
+    #[error(
+        "{key}: {value:?} is no address with a port, such as \"0.0.0.0:3478\" or \"[::]:3478\""
+    )]
+    NotSocketAddress {
+        /// The key.
+        key: &'static str,
+        /// The value.
+        value: String,
+    },
+    /// Not an address.
+    #[error("{key}: {value:?} is no address, such as \"192.0.2.1\" or \"2001:db8::1\"")]
+    NotAddress {
+        /// The key.
+        key: &'static str,
+        /// The value.
+        value: String,
+    },
+    /// An address that cannot be listened on or relayed from.
+    #[error("{key}: {address} is {what}")]
+    UnusableAddress {
+        /// The key.
+        key: &'static str,
+        /// The address.
+        address: IpAddr,
+        /// What kind of address it is.
+        what: &'static str,
+    },
+    /// Port 0 is nowhere clients could send to.
+    #[error("{key}: {address}: port 0 is no fixed port")]
+    PortZero {
+        /// The key.
+        key: &'static str,
+        /// The address.
+        address: SocketAddr,
+    },
+    /// The same value twice.
+    #[error("{key}: {value} is there twice")]
+    Duplicate {
+        /// The key.
+        key: &'static str,
+        /// The value.
+        value: String,
+    },
+    /// Nothing to listen on.
+    #[error("relay.listen: at least one address is needed")]
+    NoListener,
+    /// More entries than there may be.
+    #[error("{key}: {count} entries; at most {limit} are possible")]
+    TooMany {
+        /// The key.
+        key: &'static str,
+        /// How many there are.
+        count: usize,
+        /// How many there may be.
+        limit: usize,
+    },
+    /// A listening port among the relayed ports.
+    #[error(
+        "relay.listen: port {} lies inside relay.port_range {}-{}; listening ports and relayed \
+         ports must differ",
+        address.port(), port_range.start(), port_range.end()
+    )]
+    ListenerInPortRange {
+        /// The listening address.
+        address: SocketAddr,
+        /// The relayed ports.
+        port_range: RangeInclusive<u16>,
+    },
+    /// Not a range of ports.
+    #[error("relay.port_range: {0:?} is no range of ports, such as \"49152-65535\"")]
+    NotPortRange(String),
+    /// A range of ports that begins behind its end, or at 0.
+    #[error(
+        "relay.port_range: {start}-{end}: the first port must be at least 1 and at most the last"
+    )]
+    PortRangeOrder {
+        /// The first port.
+        start: u16,
+        /// The last port.
+        end: u16,
+    },
+    /// Relayed ports that the shards cannot share out.
+    #[error("relay.port_range: {ports} ports are too few for {shards} shards")]
+    PortRangeTooSmall {
+        /// Ports in the range.
+        ports: usize,
+        /// Shards.
+        shards: u16,
+    },
+    /// A realm that does not fit into a REALM attribute.
+    #[error("relay.realm: {0}")]
+    Realm(TextRule),
+    /// A user's name that does not fit into a USERNAME attribute.
+    #[error("auth.users: {name:?}: {rule}")]
+    UserName {
+        /// The name.
+        name: String,
+        /// The rule it breaks.
+        rule: TextRule,
+    },
+    /// A user's secret that is none.
+    #[error("auth.users: {user:?}: {error}")]
+    UserSecret {
+        /// The user.
+        user: String,
+        /// What is wrong with it.
+        error: ParseSecretError,
+    },
+    /// More shards than there may be.
+    #[error("relay.shards: {value} is not between 0 (one per core) and {limit}")]
+    Shards {
+        /// The value.
+        value: i64,
+        /// The most there may be.
+        limit: u16,
+    },
+    /// No such driver.
+    #[error("relay.driver: {0:?} is none of \"auto\", \"io_uring\", \"epoll\"")]
+    Driver(String),
+    /// Addresses of different families cannot stand for each other.
+    #[error("relay.relay_addresses: {local} and {public} are of different families")]
+    MixedFamilies {
+        /// The local address.
+        local: IpAddr,
+        /// The public address.
+        public: IpAddr,
+    },
+    /// A relay address that no interface has.
+    #[error("relay.relay_addresses: no interface of this machine has the address {0}")]
+    NotLocal(IpAddr),
+    /// Not a prefix.
+    #[error("{key}: {value:?} is no prefix, such as \"10.77.2.0/24\" or \"2001:db8::/32\"")]
+    NotPrefix {
+        /// The key.
+        key: &'static str,
+        /// The value.
+        value: String,
+    },
+    /// A prefix with bits beyond its length: its author meant something else.
+    #[error("{key}: {value:?} has bits beyond its length; did you mean {meant}?")]
+    PrefixBits {
+        /// The key.
+        key: &'static str,
+        /// The value.
+        value: String,
+        /// The prefix without them.
+        meant: IpPrefix,
+    },
+}
+
+/// A rule that a text of the protocol obeys.
+#[derive(thiserror::Error, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TextRule {
+    /// Nothing is no name.
+    #[error("must not be empty")]
+    Empty,
+    /// RFC 8489 limits the attribute.
+    #[error("{length} {unit} are too long; the attribute takes at most {limit}")]
+    TooLong {
+        /// Its length.
+        length: usize,
+        /// The most that fit.
+        limit: usize,
+        /// What is counted.
+        unit: &'static str,
+    },
+    /// It is shown on terminals and in logs.
+    #[error("must contain no control characters")]
+    Control,
+    /// It is sent as a quoted string.
+    #[error("must contain no quotes and no backslashes")]
+    Quote,
+}

@@ -1,0 +1,519 @@
+use std::ffi::OsString;
+
+use proptest::prelude::*;
+
+use super::error::WarningKind;
+use super::shape::KEYS;
+use super::*;
+
+fn load(text: &str, environment: &[(&str, &str)]) -> Result<Config, ConfigErrors> {
+    let environment = environment
+        .iter()
+        .map(|(name, value)| (name.into(), value.into()));
+    Config::from_text(Origin::File("t.toml".into()), text.to_owned(), environment)
+}
+
+/// The one error of `text`, as it is shown.
+fn error(text: &str) -> String {
+    error_with(text, &[])
+}
+
+fn error_with(text: &str, environment: &[(&str, &str)]) -> String {
+    let errors = load(text, environment).unwrap_err();
+    assert_eq!(errors.0.len(), 1, "{errors}");
+    errors.to_string()
+}
+
+fn sections(config: Config) -> (RelaySection, AuthSection, AccessSection, ObserveSection) {
+    (config.relay, config.auth, config.access, config.observe)
+}
+
+fn values<T: Clone>(list: &[Placed<T>]) -> Vec<T> {
+    list.iter().map(|placed| placed.value.clone()).collect()
+}
+
+#[test]
+fn the_printed_default_means_what_an_empty_file_means() {
+    let printed = sections(load(DEFAULT_FILE, &[]).unwrap());
+    let empty = sections(load("", &[]).unwrap());
+    assert_eq!(values(&printed.0.listen), values(&empty.0.listen));
+    assert_eq!(printed.0.relay_addresses, empty.0.relay_addresses);
+    let rest = |relay: &RelaySection| {
+        (
+            relay.port_range.clone(),
+            relay.realm.clone(),
+            relay.shards,
+            relay.driver,
+        )
+    };
+    assert_eq!(rest(&printed.0), rest(&empty.0));
+    assert_eq!((&printed.1, &printed.2), (&empty.1, &empty.2));
+    assert_eq!(
+        printed.3.listen.map(|placed| placed.value),
+        empty.3.listen.map(|placed| placed.value)
+    );
+}
+
+#[test]
+fn the_printed_default_names_every_key() {
+    let table: toml::Table = DEFAULT_FILE.parse().unwrap();
+    let mut printed: Vec<_> = table
+        .iter()
+        .flat_map(|(section, keys)| {
+            keys.as_table()
+                .unwrap()
+                .keys()
+                .map(move |key| format!("{section}.{key}"))
+        })
+        .collect();
+    printed.sort();
+    let mut known: Vec<_> = KEYS
+        .iter()
+        .map(|key| format!("{}.{}", key.section, key.key))
+        .filter(|key| key != "auth.rest_secrets")
+        .collect();
+    known.sort();
+    assert_eq!(printed, known);
+}
+
+#[test]
+fn a_file_is_read() {
+    let config = load(
+        r#"
+        [relay]
+        listen = ["192.0.2.1:3478", "[2001:db8::1]:3478"]
+        relay_addresses = ["192.0.2.1", { local = "10.0.0.4", public = "203.0.113.5" }]
+        port_range = "40000-40099"
+        realm = "example.org"
+        shards = 2
+        driver = "epoll"
+        [auth]
+        users = { alice = "plain:secret", bob = "key:md5:000102030405060708090a0b0c0d0e0f" }
+        rest_secrets = []
+        [access]
+        allow = ["10.77.2.0/24", "2001:db8::/32"]
+        deny = ["198.51.100.7"]
+        [observe]
+        listen = "off"
+        "#,
+        &[],
+    )
+    .unwrap();
+    assert_eq!(config.relay.listen.len(), 2);
+    assert_eq!(
+        config.relay.relay_addresses[1].value,
+        RelayAddressPair {
+            local: "10.0.0.4".parse().unwrap(),
+            public: "203.0.113.5".parse().unwrap()
+        }
+    );
+    assert_eq!(config.relay.port_range, 40000..=40099);
+    assert_eq!(config.relay.realm, "example.org");
+    assert_eq!(
+        (config.relay.shards, config.relay.driver),
+        (2, DriverChoice::Epoll)
+    );
+    assert_eq!(config.auth.users["alice"], Secret::Plain("secret".into()));
+    assert_eq!(
+        config.auth.users["bob"],
+        Secret::Keys(KeyDigests {
+            md5: Some([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]),
+            sha256: None
+        })
+    );
+    let shown: Vec<_> = config
+        .access
+        .allow
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    assert_eq!(shown, ["10.77.2.0/24", "2001:db8::/32"]);
+    assert_eq!(config.access.deny[0].to_string(), "198.51.100.7/32");
+    assert_eq!(config.observe.listen, None);
+    let warned: Vec<_> = config
+        .warnings
+        .iter()
+        .map(|warning| warning.kind.clone())
+        .collect();
+    assert_eq!(
+        warned,
+        [WarningKind::PlainPassword {
+            user: "alice".into()
+        }]
+    );
+}
+
+#[test]
+fn an_error_shows_its_line_with_a_caret() {
+    assert_eq!(
+        error("[relay]\nport_range = \"600-50\"\n"),
+        "relay.port_range: 600-50: the first port must be at least 1 and at most the last\n \
+         --> t.toml:2:14\n  \
+         |\n\
+         2 | port_range = \"600-50\"\n  \
+         |              ^^^^^^^^"
+    );
+}
+
+#[test]
+fn a_listening_port_inside_port_range_is_refused_where_it_stands() {
+    assert_eq!(
+        error("[relay]\nlisten = [\n  \"0.0.0.0:3478\",\n  \"192.0.2.1:50000\",\n]\n"),
+        "relay.listen: port 50000 lies inside relay.port_range 49152-65535; listening ports and \
+         relayed ports must differ\n \
+         --> t.toml:4:3\n  \
+         |\n\
+         4 |   \"192.0.2.1:50000\",\n  \
+         |   ^^^^^^^^^^^^^^^^^"
+    );
+}
+
+#[test]
+fn an_override_that_is_wrong_names_its_variable() {
+    assert_eq!(
+        error_with("", &[("TOWPATH__RELAY__LISTEN", "0.0.0.0:3478, nowhere")]),
+        "relay.listen: \"nowhere\" is no address with a port, such as \"0.0.0.0:3478\" or \
+         \"[::]:3478\"\n\
+         --> environment variable TOWPATH__RELAY__LISTEN\n \
+         |\n \
+         | TOWPATH__RELAY__LISTEN=0.0.0.0:3478, nowhere\n \
+         |                                      ^^^^^^^"
+    );
+}
+
+/// Every rule: a file that breaks it, what the error says, and the line and text it marks.
+const BROKEN: &[(&str, &str, usize, &str)] = &[
+    (
+        "[relay]\nshards = \n",
+        "string values must be quoted",
+        2,
+        "",
+    ),
+    ("[relay]\nrelm = \"x\"", "unknown field `relm`", 2, "relm"),
+    ("[rely]\n", "unknown field `rely`", 1, "rely"),
+    (
+        "[relay]\nrealm = 7",
+        "invalid type: integer `7`, expected a string",
+        2,
+        "7",
+    ),
+    (
+        "[relay]\nshards = -1",
+        "-1 is not between 0 (one per core) and 256",
+        2,
+        "-1",
+    ),
+    ("[relay]\nshards = 300", "300 is not between", 2, "300"),
+    ("[relay]\nlisten = []", "at least one address", 2, "[]"),
+    (
+        "[relay]\nlisten = [\"0.0.0.0\"]",
+        "no address with a port",
+        2,
+        "\"0.0.0.0\"",
+    ),
+    (
+        "[relay]\nlisten = [\"0.0.0.0:0\"]",
+        "port 0",
+        2,
+        "\"0.0.0.0:0\"",
+    ),
+    (
+        "[relay]\nlisten = [\"224.0.0.1:5\"]",
+        "multicast",
+        2,
+        "\"224.0.0.1:5\"",
+    ),
+    (
+        "[relay]\nlisten = [\"[::ffff:1.2.3.4]:5\"]",
+        "IPv4-mapped",
+        2,
+        "\"[::ffff:1.2.3.4]:5\"",
+    ),
+    (
+        "[relay]\nlisten = [\"[::]:5\",\n\"[::]:5\"]",
+        "[::]:5 is there twice",
+        3,
+        "\"[::]:5\"",
+    ),
+    (
+        "[relay]\nrelay_addresses = [\"10.0.0.1:5\"]",
+        "no address",
+        2,
+        "\"10.0.0.1:5\"",
+    ),
+    (
+        "[relay]\nrelay_addresses = [\"0.0.0.0\"]",
+        "leave the key out",
+        2,
+        "\"0.0.0.0\"",
+    ),
+    (
+        "[relay]\nrelay_addresses = [3]",
+        "expected an address or { local",
+        2,
+        "3",
+    ),
+    (
+        "[relay]\nrelay_addresses = [{ local = \"10.0.0.1\" }]",
+        "missing field `public`",
+        2,
+        "{ local = \"10.0.0.1\" }",
+    ),
+    (
+        "[relay]\nrelay_addresses = [{ local = \"10.0.0.1\", public = \"::2\" }]",
+        "different families",
+        2,
+        "{ local = \"10.0.0.1\", public = \"::2\" }",
+    ),
+    (
+        "[relay]\nrelay_addresses = [{ local = \"10.0.0.1\", public = \"10.0\" }]",
+        "\"10.0\" is no address",
+        2,
+        "\"10.0\"",
+    ),
+    (
+        "[relay]\nport_range = \"1-\"",
+        "no range of ports",
+        2,
+        "\"1-\"",
+    ),
+    ("[relay]\nport_range = \"0-9\"", "at least 1", 2, "\"0-9\""),
+    (
+        "[relay]\nport_range = \"50000-50001\"\nshards = 3",
+        "2 ports are too few for 3 shards",
+        2,
+        "\"50000-50001\"",
+    ),
+    ("[relay]\nrealm = \"\"", "must not be empty", 2, "\"\""),
+    ("[relay]\nrealm = \"a\\\"b\"", "no quotes", 2, "\"a\\\"b\""),
+    ("[relay]\nrealm = \"a\\nb\"", "control", 2, "\"a\\nb\""),
+    (
+        "[relay]\ndriver = \"uring\"",
+        "\"uring\" is none of",
+        2,
+        "\"uring\"",
+    ),
+    (
+        "[access]\nallow = [\"10.0.0.0/33\"]",
+        "no prefix",
+        2,
+        "\"10.0.0.0/33\"",
+    ),
+    (
+        "[access]\nallow = [\"10.0.0.0/+8\"]",
+        "no prefix",
+        2,
+        "\"10.0.0.0/+8\"",
+    ),
+    (
+        "[access]\ndeny = [\"10.0.0.1/8\"]",
+        "did you mean 10.0.0.0/8?",
+        2,
+        "\"10.0.0.1/8\"",
+    ),
+    (
+        "[observe]\nlisten = \"9478\"",
+        "no address with a port",
+        2,
+        "\"9478\"",
+    ),
+    ("[limits]\n", "has no [limits] section yet", 1, "limits"),
+    (
+        "[kernel]\nmode = \"off\"\n",
+        "has no [kernel] section yet",
+        1,
+        "kernel",
+    ),
+    (
+        "bootstrap.listen = []",
+        "has no [bootstrap] section yet",
+        1,
+        "bootstrap",
+    ),
+    (
+        "[relay]\n\n[fleet]\n",
+        "has no [fleet] section yet",
+        3,
+        "fleet",
+    ),
+];
+
+#[test]
+fn every_rule_points_at_the_value_that_breaks_it() {
+    for (text, message, line, marked) in BROKEN {
+        let errors = load(text, &[]).unwrap_err();
+        assert_eq!(errors.0.len(), 1, "{text}: {errors}");
+        let excerpt = &errors.0[0].excerpt;
+        assert!(errors.to_string().contains(message), "{text}: {errors}");
+        assert_eq!(excerpt.line_number, *line, "{text}: {errors}");
+        if !marked.is_empty() {
+            let shown: String = excerpt
+                .line
+                .chars()
+                .skip(excerpt.column - 1)
+                .take(excerpt.width)
+                .collect();
+            assert_eq!(shown, *marked, "{text}: {errors}");
+        }
+    }
+}
+
+#[test]
+fn all_that_is_wrong_is_reported_at_once() {
+    let errors = load(
+        "[relay]\nrealm = \"\"\nshards = -1\n[access]\ndeny = [\"x\"]",
+        &[],
+    );
+    assert_eq!(errors.unwrap_err().0.len(), 3);
+}
+
+#[test]
+fn errors_about_credentials_do_not_show_them() {
+    let broken = [
+        "[auth]\nusers = { alice = \"hunter2\" }",
+        "[auth]\nusers = { alice = \"plain:hunter2\", alice = \"plain:hunter2\" }",
+        "[auth]\nusers = { alice = \"plain:hunter2 }",
+        "[auth]\nusers = \"plain:hunter2\"",
+        "[auth]\nuser = { alice = \"plain:hunter2\" }",
+        "[auth.users]\nalice = \"key:md5:hunter2\"",
+        "[auth.users]\nalice = { password = \"hunter2\" }",
+        "[auth]\nrest_secrets = [\"hunter2\"]",
+        "[auth]\nrest_secrets = [\n\"hunter2\"\n]",
+        "auth = { users = { alice = \"hunter2\" } }",
+        "auth.users.alice = \"hunter2\"",
+    ];
+    for text in broken {
+        let shown = load(text, &[]).unwrap_err().to_string();
+        assert!(!shown.contains("hunter2"), "{shown}");
+        assert!(shown.contains('^'), "{shown}");
+    }
+    let shown = error_with("", &[("TOWPATH__AUTH__USERS", "{ alice = \"hunter2\" }")]);
+    assert!(
+        !shown.contains("hunter2") && shown.contains("TOWPATH__AUTH__USERS"),
+        "{shown}"
+    );
+    let config = load("[auth]\nusers = { alice = \"plain:hunter2\" }", &[]).unwrap();
+    assert!(!config.warnings[0].excerpt.to_string().contains("hunter2"));
+    assert!(!format!("{:?}", config.auth).contains("hunter2"));
+}
+
+#[test]
+fn every_key_has_an_environment_form_that_goes_above_the_file() {
+    let file = "[relay]\nrealm = \"file\"\nshards = 1\n";
+    let config = load(
+        file,
+        &[
+            ("TOWPATH__RELAY__LISTEN", "[\"192.0.2.1:1\", \"[::1]:1\"]"),
+            ("TOWPATH__RELAY__RELAY_ADDRESSES", "192.0.2.1,2001:db8::1"),
+            ("TOWPATH__RELAY__PORT_RANGE", "2-9"),
+            ("TOWPATH__RELAY__REALM", "123"),
+            ("TOWPATH__RELAY__SHARDS", "4"),
+            ("TOWPATH__RELAY__DRIVER", "\"io_uring\""),
+            ("TOWPATH__AUTH__USERS", "{ alice = \"plain:x\" }"),
+            ("TOWPATH__AUTH__REST_SECRETS", ""),
+            ("TOWPATH__ACCESS__ALLOW", "10.0.0.0/8, fc00::/7"),
+            ("TOWPATH__ACCESS__DENY", "[]"),
+            ("TOWPATH__OBSERVE__LISTEN", "off"),
+            ("TOWPATH_LOG", "debug"),
+            ("HOME", "/"),
+        ],
+    )
+    .unwrap();
+    let listen = ["192.0.2.1:1".parse().unwrap(), "[::1]:1".parse().unwrap()];
+    assert_eq!(values(&config.relay.listen), listen);
+    assert_eq!(config.relay.relay_addresses.len(), 2);
+    assert_eq!(config.relay.port_range, 2..=9);
+    assert_eq!(config.relay.realm, "123");
+    assert_eq!(
+        (config.relay.shards, config.relay.driver),
+        (4, DriverChoice::IoUring)
+    );
+    assert_eq!(config.auth.users.len(), 1);
+    assert_eq!(
+        (config.access.allow.len(), config.access.deny.len()),
+        (2, 0)
+    );
+    assert_eq!(config.observe.listen, None);
+}
+
+#[test]
+fn an_override_of_no_key_is_refused() {
+    for name in [
+        "TOWPATH__RELAY__RELM",
+        "TOWPATH__RELAY",
+        "TOWPATH__",
+        "TOWPATH__AUTH__USERS__ALICE",
+    ] {
+        let shown = error_with("", &[(name, "x")]);
+        assert!(
+            shown.contains("no such key") && shown.contains(name),
+            "{shown}"
+        );
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn an_override_that_is_not_utf8_is_refused() {
+    use std::os::unix::ffi::OsStringExt as _;
+    let value = OsString::from_vec(vec![b'a', 0xFF]);
+    let environment = [(OsString::from("TOWPATH__RELAY__REALM"), value)];
+    let errors = Config::from_text(Origin::Embedded, String::new(), environment).unwrap_err();
+    assert_eq!(errors.0[0].problem, Problem::VariableNotUtf8);
+}
+
+#[test]
+fn tabs_and_wide_text_before_a_value_keep_the_caret_below_it() {
+    let shown = error("[relay]\n\t# é\n\tdriver =\t\"ü\"\n");
+    let lines: Vec<_> = shown.lines().collect();
+    assert_eq!(lines[3], "3 | \tdriver =\t\"ü\"");
+    assert_eq!(lines[4], "  | \t        \t^^^");
+}
+
+proptest! {
+    #[test]
+    fn no_text_makes_the_reader_panic(
+        at in 0..DEFAULT_FILE.len(),
+        cut in 0..40_usize,
+        put in "[\\[\\]{}=\",.#\n a-z0-9:é\t-]{0,12}",
+        name in "TOWPATH__(RELAY|AUTH|X)__(LISTEN|USERS|SHARDS|X)",
+        value in "[\\[\\]{}=\",.\n a-z0-9:é-]{0,20}",
+    ) {
+        let mut text = DEFAULT_FILE.to_owned();
+        text.replace_range(at..(at + cut).min(DEFAULT_FILE.len()), &put);
+        for environment in [vec![], vec![(name.as_str(), value.as_str())]] {
+            if let Err(errors) = load(&text, &environment) {
+                prop_assert!(!errors.0.is_empty());
+                for error in &errors.0 {
+                    prop_assert!(error.to_string().contains('^'));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_damaged_file_never_shows_a_password(at in 0..120_usize, put in "[\\[\\]{}=\",.\n a:-]{0,3}") {
+        let mut text = "[relay]\nrealm = \"x\"\n[auth]\nusers = { alice = \"plain:Hunter2\", \
+                        bob = \"plain:Hunter2\" }\n[access]\ndeny = []\n".to_owned();
+        let at = at.min(text.len());
+        text.insert_str(at, &put);
+        if let Err(errors) = load(&text, &[]) {
+            prop_assert!(!errors.to_string().contains("Hunter2"), "{}", errors);
+        }
+    }
+
+    #[test]
+    fn a_port_range_is_read_as_written(start in 1..=u16::MAX, end in 1..=u16::MAX) {
+        let text = format!("[relay]\nlisten = [\"0.0.0.0:1\"]\nport_range = \"{start}-{end}\"");
+        match load(&text, &[]) {
+            Ok(config) => prop_assert_eq!(config.relay.port_range, start..=end),
+            Err(_) => prop_assert!(start > end || start == 1),
+        }
+    }
+
+    #[test]
+    fn keys_are_read_as_they_are_printed(md5: Option<[u8; 16]>, sha256: [u8; 32]) {
+        let keys = KeyDigests { md5, sha256: Some(sha256) };
+        prop_assert_eq!(keys.to_string().parse::<Secret>().unwrap(), Secret::Keys(keys));
+    }
+}
