@@ -139,7 +139,7 @@ pub fn check_username(username: &str) -> Result<(), CredentialError> {
 }
 
 /// The OpaqueString profile of RFC 8265 §4.2, as far as it goes here: empty strings and control,
-/// private-use and noncharacter code points are refused and non-ASCII spaces become U+0020. *Not* done
+/// private-use, noncharacter and invisible (default-ignorable) code points are refused and non-ASCII spaces become U+0020. *Not* done
 /// is the normalisation to NFC: who uses a decomposed "é" at one end only is refused, as with every
 /// TURN server and browser in the field, which hash the bytes as typed.
 fn opaque_string(field: Field, text: &str, most: usize) -> Result<String, CredentialError> {
@@ -179,7 +179,14 @@ fn is_forbidden(character: char) -> bool {
         '\u{e000}'..='\u{f8ff}' | '\u{f0000}'..='\u{ffffd}' | '\u{100000}'..='\u{10fffd}'
     );
     let is_separator = matches!(character, '\u{2028}' | '\u{2029}');
-    character.is_control() || is_noncharacter || is_private || is_separator
+    let is_invisible = matches!(
+        character,
+        '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}'
+            | '\u{180b}'..='\u{180f}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}' | '\u{3164}' | '\u{fe00}'..='\u{fe0f}' | '\u{feff}'
+            | '\u{ffa0}' | '\u{fff0}'..='\u{fff8}' | '\u{e0000}'..='\u{e0fff}'
+    );
+    character.is_control() || is_noncharacter || is_private || is_separator || is_invisible
 }
 
 #[cfg(test)]
@@ -214,6 +221,7 @@ mod tests {
         assert_eq!(refused("a\nb"), Err(character('\n', 1)));
         assert_eq!(refused("\u{7f}"), Err(character('\u{7f}', 0)));
         assert_eq!(refused("é\u{2028}"), Err(character('\u{2028}', 2)));
+        assert_eq!(refused("The\u{ad}M"), Err(character('\u{ad}', 3)));
         assert_eq!(refused(""), Err(CredentialError::Empty(Field::Password)));
         let long = "x".repeat(MAX_USERNAME_BYTES + 1);
         let length = CredentialError::Length {
