@@ -8,8 +8,10 @@
 pub mod access;
 pub mod credentials;
 pub mod machine;
+pub mod ports;
 pub mod relay;
 pub mod time;
+pub mod timer;
 pub mod wire;
 
 pub use machine::Machine;
