@@ -20,14 +20,17 @@ mod tests;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::Path;
 
-pub use check::{MAX_LISTENERS, MAX_RELAY_ADDRESSES, MAX_SHARDS, MAX_USERS};
-pub use credential::{KeyDigests, ParseSecretError, Secret};
+use towpath_proto::access::AccessRules;
+use towpath_proto::relay::{Credential, RelayAddress};
+
+pub use check::{MAX_PREFIXES, MAX_SHARDS, MAX_USERS, REALM};
+pub use credential::{SecretError, UserSecret, credential};
 pub use document::{ENVIRONMENT_PREFIX, MAX_FILE_BYTES, Origin};
-pub use error::{ConfigError, ConfigErrors, Problem, ReadError, Warning};
+pub use error::{ConfigError, ConfigErrors, Excerpt, Problem, ReadError, Warning, WarningKind};
 
 use document::{Document, Span};
 
@@ -43,7 +46,7 @@ pub struct Config {
     /// Who may ask for allocations.
     pub auth: AuthSection,
     /// Which peers may be reached.
-    pub access: AccessSection,
+    pub access: AccessRules,
     /// Where metrics and health are served.
     pub observe: ObserveSection,
     /// What is allowed but deserves a look.
@@ -57,7 +60,7 @@ pub struct RelaySection {
     /// UDP listening addresses.
     pub listen: Vec<Placed<SocketAddr>>,
     /// Addresses given to allocations; empty: those that are listened on.
-    pub relay_addresses: Vec<Placed<RelayAddressPair>>,
+    pub relay_addresses: Vec<Placed<RelayAddress>>,
     /// Ports given to allocations.
     pub port_range: RangeInclusive<u16>,
     /// The realm of the long-term credentials.
@@ -72,16 +75,7 @@ pub struct RelaySection {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct AuthSection {
     /// Users by name.
-    pub users: BTreeMap<String, Secret>,
-}
-
-/// The `[access]` section.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct AccessSection {
-    /// Exceptions to the denial of special-use ranges.
-    pub allow: Vec<IpPrefix>,
-    /// Prefixes denied besides.
-    pub deny: Vec<IpPrefix>,
+    pub users: BTreeMap<String, Credential>,
 }
 
 /// The `[observe]` section.
@@ -99,15 +93,6 @@ pub struct Placed<T> {
     span: Span,
 }
 
-/// A relay address: `local` is what the sockets are bound to, `public` what clients are told.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct RelayAddressPair {
-    /// An address of this machine.
-    pub local: IpAddr,
-    /// The address that packets for `local` are sent to: another one behind 1:1 NAT.
-    pub public: IpAddr,
-}
-
 /// Which driver carries the packets.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum DriverChoice {
@@ -117,21 +102,6 @@ pub enum DriverChoice {
     IoUring,
     /// epoll.
     Epoll,
-}
-
-/// An address prefix without bits beyond its length.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct IpPrefix {
-    /// Its first address.
-    pub address: IpAddr,
-    /// Its length in bits.
-    pub length: u8,
-}
-
-impl fmt::Display for IpPrefix {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.address, self.length)
-    }
 }
 
 impl fmt::Display for DriverChoice {

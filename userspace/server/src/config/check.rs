@@ -8,35 +8,31 @@ use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 
 use toml::Spanned;
+use towpath_proto::access::{AccessRules, IpPrefix};
+use towpath_proto::credentials::check_username;
+use towpath_proto::relay::{Credential, RelayAddress, RelayConfig};
 
-use super::credential::Secret;
+use super::credential::{SecretError, UserSecret};
 use super::document::{Document, Span};
-use super::error::{ConfigError, ConfigErrors, Problem, TextRule, Warning, WarningKind};
+use super::error::{ConfigError, ConfigErrors, Problem, RealmRule, Warning, WarningKind};
 use super::shape::{RelayAddressShape, RelayShape, Shape};
-use super::{
-    AccessSection, AuthSection, Config, DriverChoice, IpPrefix, ObserveSection, Placed,
-    RelayAddressPair, RelaySection,
-};
+use super::{AuthSection, Config, DriverChoice, ObserveSection, Placed, RelaySection};
 
 /// The most listening addresses: each costs a socket per shard.
-pub const MAX_LISTENERS: usize = 64;
+const MAX_LISTENERS: usize = 64;
 /// The most relay addresses.
-pub const MAX_RELAY_ADDRESSES: usize = 256;
+const MAX_RELAY_ADDRESSES: usize = RelayConfig::MAX_RELAY_ADDRESSES;
 /// The most shards.
 pub const MAX_SHARDS: u16 = 256;
 /// The most users.
 pub const MAX_USERS: usize = 100_000;
 /// The most prefixes in each list of `[access]`.
-const MAX_PREFIXES: usize = 4096;
-
-// RFC 8489 §14.9: "The REALM attribute … MUST be less than 128 characters".
-const MAX_REALM_CHARS: usize = 127;
-// RFC 8489 §14.3: "The value of USERNAME … MUST be less than 509 bytes".
-const MAX_USER_NAME_BYTES: usize = 508;
+pub const MAX_PREFIXES: usize = 4096;
+/// The realm without one in the configuration.
+pub const REALM: &str = "towpath";
 
 const DEFAULT_LISTEN: [&str; 2] = ["0.0.0.0:3478", "[::]:3478"];
 const DEFAULT_PORT_RANGE: RangeInclusive<u16> = 49152..=65535;
-const DEFAULT_REALM: &str = "towpath";
 const DEFAULT_OBSERVE: &str = "127.0.0.1:9478";
 /// Switches an address off where that is possible.
 const OFF: &str = "off";
@@ -48,11 +44,11 @@ pub(super) fn check(document: Document, shape: Shape) -> Result<Config, ConfigEr
         warnings: Vec::new(),
     };
     let relay = checker.relay(shape.relay);
-    let users = checker.users(shape.auth.users);
+    let users = checker.users(shape.auth.users, &relay.realm);
     if let Some(secret) = shape.auth.rest_secrets.first() {
         checker.error(secret.span(), Problem::RestSecrets);
     }
-    let access = AccessSection {
+    let access = AccessRules {
         allow: checker.prefixes("access.allow", shape.access.allow),
         deny: checker.prefixes("access.deny", shape.access.deny),
     };
@@ -191,7 +187,7 @@ impl Checker<'_> {
     fn relay_addresses(
         &mut self,
         list: Vec<Spanned<RelayAddressShape>>,
-    ) -> Vec<Placed<RelayAddressPair>> {
+    ) -> Vec<Placed<RelayAddress>> {
         const KEY: &str = "relay.relay_addresses";
         if let Some(first) = list.first() {
             self.limit(KEY, first.span(), list.len(), MAX_RELAY_ADDRESSES);
@@ -217,18 +213,24 @@ impl Checker<'_> {
                 self.error(span.clone(), Problem::MixedFamilies { local, public });
             }
             addresses.push(Placed {
-                value: RelayAddressPair { local, public },
+                value: RelayAddress { local, public },
                 span,
             });
         }
-        let locals: Vec<_> = addresses
-            .iter()
-            .map(|entry| Placed {
-                value: entry.value.local,
+        let side = |address: fn(&RelayAddress) -> IpAddr| {
+            let placed = |entry: &Placed<RelayAddress>| Placed {
+                value: address(&entry.value),
                 span: entry.span.clone(),
-            })
-            .collect();
-        self.distinct(KEY, &locals);
+            };
+            addresses.iter().map(placed).collect::<Vec<_>>()
+        };
+        self.distinct(KEY, &side(|address| address.local));
+        if addresses
+            .iter()
+            .any(|entry| entry.value.local != entry.value.public)
+        {
+            self.distinct(KEY, &side(|address| address.public));
+        }
         addresses
     }
 
@@ -270,16 +272,17 @@ impl Checker<'_> {
             self.error(text.span(), Problem::PortRangeOrder { start, end });
             return DEFAULT_PORT_RANGE;
         }
-        let ports = usize::from(end - start) + 1;
-        if ports < usize::from(shards) {
-            self.error(text.span(), Problem::PortRangeTooSmall { ports, shards });
+        // A shard owns whole pairs of an even and the next odd port.
+        let pairs = end / 2 - start / 2 + 1;
+        if pairs < shards {
+            self.error(text.span(), Problem::PortRangeTooSmall { pairs, shards });
         }
         start..=end
     }
 
     fn realm(&mut self, text: Option<Spanned<String>>) -> String {
         let Some(text) = text else {
-            return DEFAULT_REALM.to_owned();
+            return REALM.to_owned();
         };
         if let Err(rule) = realm_rule(text.get_ref()) {
             self.error(text.span(), Problem::Realm(rule));
@@ -323,32 +326,29 @@ impl Checker<'_> {
     fn users(
         &mut self,
         shape: BTreeMap<Spanned<String>, Spanned<String>>,
-    ) -> BTreeMap<String, Secret> {
+        realm: &str,
+    ) -> BTreeMap<String, Credential> {
         if let Some(first) = shape.keys().next() {
             self.limit("auth.users", first.span(), shape.len(), MAX_USERS);
         }
         let mut users = BTreeMap::new();
         for (name, secret) in shape {
             let user = name.get_ref().clone();
-            if let Err(rule) = user_name_rule(&user) {
-                self.error(
+            if let Err(error) = check_username(&user) {
+                self.error(name.span(), Problem::UserName { name: user, error });
+                continue;
+            }
+            let parsed: Result<UserSecret, _> = secret.get_ref().parse();
+            if let Ok(UserSecret::Plain(_)) = parsed {
+                self.warn(
                     name.span(),
-                    Problem::UserName {
-                        name: user.clone(),
-                        rule,
-                    },
+                    WarningKind::PlainPassword { user: user.clone() },
                 );
             }
-            match secret.get_ref().parse() {
-                Ok(parsed) => {
-                    if matches!(parsed, Secret::Plain(_)) {
-                        self.warn(
-                            name.span(),
-                            WarningKind::PlainPassword { user: user.clone() },
-                        );
-                    }
-                    users.insert(user, parsed);
-                }
+            match parsed.and_then(|secret| secret.into_credential(&user, realm)) {
+                Ok(credential) => drop(users.insert(user, credential)),
+                // A wrong realm is reported once, where it stands.
+                Err(SecretError::Credential(_)) if realm_rule(realm).is_err() => {}
                 Err(error) => self.error(secret.span(), Problem::UserSecret { user, error }),
             }
         }
@@ -361,13 +361,9 @@ impl Checker<'_> {
         }
         let mut prefixes = Vec::new();
         for text in list.into_iter().take(MAX_PREFIXES) {
-            let value = text.get_ref().clone();
-            match parse_prefix(&value) {
-                Some((prefix, true)) => prefixes.push(prefix),
-                Some((meant, false)) => {
-                    self.error(text.span(), Problem::PrefixBits { key, value, meant });
-                }
-                None => self.error(text.span(), Problem::NotPrefix { key, value }),
+            match text.get_ref().parse() {
+                Ok(prefix) => prefixes.push(prefix),
+                Err(error) => self.error(text.span(), Problem::Prefix { key, error }),
             }
         }
         prefixes
@@ -408,80 +404,21 @@ impl Checker<'_> {
     }
 }
 
-/// Whether a realm can be sent, in a quoted string of fewer than 128 characters.
-pub(super) fn realm_rule(realm: &str) -> Result<(), TextRule> {
-    let chars = realm.chars().count();
-    if chars > MAX_REALM_CHARS {
-        return Err(TextRule::TooLong {
-            length: chars,
-            limit: MAX_REALM_CHARS,
-            unit: "characters",
-        });
+/// Whether a realm can be sent.
+fn realm_rule(realm: &str) -> Result<(), RealmRule> {
+    if realm.is_empty() {
+        return Err(RealmRule::Empty);
     }
-    printable_rule(realm)?;
-    // RFC 3261 §25.1: inside quotes both would need an escape.
-    if realm.contains(['"', '\\']) {
-        Err(TextRule::Quote)
-    } else {
-        Ok(())
+    if realm.len() > RelayConfig::MAX_REALM_BYTES {
+        return Err(RealmRule::TooLong { bytes: realm.len() });
     }
-}
-
-/// Whether a name can be sent as USERNAME.
-pub(super) fn user_name_rule(name: &str) -> Result<(), TextRule> {
-    if name.len() > MAX_USER_NAME_BYTES {
-        let length = name.len();
-        return Err(TextRule::TooLong {
-            length,
-            limit: MAX_USER_NAME_BYTES,
-            unit: "bytes",
-        });
+    // RFC 8489 §14.9: a realm is sent as a quoted string without its quotes, so both of these would
+    // need an escape.
+    match realm
+        .chars()
+        .find(|char| char.is_control() || matches!(char, '"' | '\\'))
+    {
+        Some(character) => Err(RealmRule::Character(character)),
+        None => Ok(()),
     }
-    printable_rule(name)
-}
-
-fn printable_rule(text: &str) -> Result<(), TextRule> {
-    if text.is_empty() {
-        return Err(TextRule::Empty);
-    }
-    if text.chars().any(char::is_control) {
-        Err(TextRule::Control)
-    } else {
-        Ok(())
-    }
-}
-
-/// The prefix without bits beyond its length, and whether there were none.
-fn parse_prefix(text: &str) -> Option<(IpPrefix, bool)> {
-    let (address, length) = match text.split_once('/') {
-        Some((address, length)) => (address.parse::<IpAddr>().ok()?, Some(length)),
-        None => (text.parse::<IpAddr>().ok()?, None),
-    };
-    let bits: u8 = if address.is_ipv4() { 32 } else { 128 };
-    let length = match length {
-        // `parse` alone would take "+8".
-        Some(text) if text.bytes().all(|byte| byte.is_ascii_digit()) => text.parse().ok()?,
-        Some(_) => return None,
-        None => bits,
-    };
-    if length > bits {
-        return None;
-    }
-    let first: IpAddr = match address {
-        IpAddr::V4(v4) => {
-            let mask = u32::MAX.checked_shl(u32::from(bits - length)).unwrap_or(0);
-            IpAddr::V4((v4.to_bits() & mask).into())
-        }
-        IpAddr::V6(v6) => {
-            let mask = u128::MAX.checked_shl(u32::from(bits - length)).unwrap_or(0);
-            IpAddr::V6((v6.to_bits() & mask).into())
-        }
-    };
-    Some((
-        IpPrefix {
-            address: first,
-            length,
-        },
-        first == address,
-    ))
 }

@@ -3,44 +3,34 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// Length of the long-term key that MD5 makes (RFC 8489 §9.2.2).
-const MD5_KEY_BYTES: usize = 16;
-/// Length of the long-term key that SHA-256 makes (RFC 8489 §9.2.2).
-const SHA256_KEY_BYTES: usize = 32;
+use towpath_proto::credentials::{CredentialError, LongTermKey};
+use towpath_proto::relay::Credential;
+use towpath_proto::wire::attribute::Algorithm;
 
-/// What a user proves to know.
+/// What the configuration says about a user.
 #[derive(Clone, PartialEq, Eq)]
-pub enum Secret {
+pub enum UserSecret {
     /// `plain:PASSWORD`
     Plain(String),
     /// `key:md5:HEX,sha256:HEX`
-    Keys(KeyDigests),
-}
-
-/// The long-term keys of one user in one realm. At least one is there.
-#[derive(Clone, PartialEq, Eq)]
-pub struct KeyDigests {
-    /// `MD5(username ":" realm ":" password)`.
-    pub md5: Option<[u8; MD5_KEY_BYTES]>,
-    /// `SHA-256(username ":" realm ":" password)`.
-    pub sha256: Option<[u8; SHA256_KEY_BYTES]>,
+    Keys(Credential),
 }
 
 /// Why a text is no secret. It never holds the text itself.
 #[derive(thiserror::Error, Clone, Copy, PartialEq, Eq, Debug)]
-pub enum ParseSecretError {
+pub enum SecretError {
     /// It starts with something else.
     #[error("must be \"plain:PASSWORD\" or \"key:md5:HEX,sha256:HEX\" (from `towpath user add`)")]
     Form,
-    /// There is no password.
-    #[error("the password must not be empty")]
-    EmptyPassword,
     /// A key is made by another hash.
     #[error("a key must be named md5 or sha256")]
     KeyName,
     /// A key is there twice.
     #[error("the {0} key is there twice")]
     KeyTwice(&'static str),
+    /// Clients of RFC 5389 know no other key.
+    #[error("the md5 key is missing")]
+    NoMd5Key,
     /// A key is not hexadecimal, or of the wrong length.
     #[error("the {name} key must be {digits} hexadecimal digits")]
     KeyDigits {
@@ -49,28 +39,53 @@ pub enum ParseSecretError {
         /// How many digits it has.
         digits: usize,
     },
+    /// No key can be made of it.
+    #[error("the {0}")]
+    Credential(#[from] CredentialError),
 }
 
-impl FromStr for Secret {
-    type Err = ParseSecretError;
+/// The keys of a user who proves to know `password`.
+pub fn credential(user: &str, realm: &str, password: &str) -> Result<Credential, CredentialError> {
+    let LongTermKey::Md5(md5) = LongTermKey::derive(Algorithm::Md5, user, realm, password)? else {
+        unreachable!("a key is of the algorithm that was asked for");
+    };
+    let sha256 = match LongTermKey::derive(Algorithm::Sha256, user, realm, password)? {
+        LongTermKey::Sha256(key) => Some(key),
+        LongTermKey::Md5(_) => None,
+    };
+    Ok(Credential { md5, sha256 })
+}
+
+impl FromStr for UserSecret {
+    type Err = SecretError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         if let Some(password) = text.strip_prefix("plain:") {
-            if password.is_empty() {
-                return Err(ParseSecretError::EmptyPassword);
-            }
             return Ok(Self::Plain(password.to_owned()));
         }
-        let keys = text.strip_prefix("key:").ok_or(ParseSecretError::Form)?;
+        let keys = text.strip_prefix("key:").ok_or(SecretError::Form)?;
         let (mut md5, mut sha256) = (None, None);
         for key in keys.split(',') {
             match key.trim().split_once(':') {
                 Some(("md5", hex)) => put(&mut md5, "md5", hex)?,
                 Some(("sha256", hex)) => put(&mut sha256, "sha256", hex)?,
-                Some(_) | None => return Err(ParseSecretError::KeyName),
+                Some(_) | None => return Err(SecretError::KeyName),
             }
         }
-        Ok(Self::Keys(KeyDigests { md5, sha256 }))
+        Ok(Self::Keys(Credential {
+            md5: md5.ok_or(SecretError::NoMd5Key)?,
+            sha256,
+        }))
+    }
+}
+
+impl UserSecret {
+    /// The keys in `realm`.
+    pub fn into_credential(self, user: &str, realm: &str) -> Result<Credential, SecretError> {
+        match self {
+            Self::Plain(password) => Ok(credential(user, realm, &password)?),
+            Self::Keys(credential) => Ok(credential),
+        }
     }
 }
 
@@ -78,11 +93,11 @@ fn put<const N: usize>(
     slot: &mut Option<[u8; N]>,
     name: &'static str,
     hex: &str,
-) -> Result<(), ParseSecretError> {
+) -> Result<(), SecretError> {
     if slot.is_some() {
-        return Err(ParseSecretError::KeyTwice(name));
+        return Err(SecretError::KeyTwice(name));
     }
-    *slot = Some(from_hex(hex).ok_or(ParseSecretError::KeyDigits {
+    *slot = Some(from_hex(hex).ok_or(SecretError::KeyDigits {
         name,
         digits: 2 * N,
     })?);
@@ -104,38 +119,28 @@ fn from_hex<const N: usize>(hex: &str) -> Option<[u8; N]> {
 }
 
 /// Shows the kind, never the secret.
-impl fmt::Debug for Secret {
+impl fmt::Debug for UserSecret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Plain(_) => "Secret::Plain(..)",
-            Self::Keys(_) => "Secret::Keys(..)",
+            Self::Plain(_) => "UserSecret::Plain(..)",
+            Self::Keys(_) => "UserSecret::Keys(..)",
         })
     }
 }
 
-impl fmt::Debug for KeyDigests {
+/// As the configuration has it.
+impl fmt::Display for UserSecret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("KeyDigests(..)")
-    }
-}
-
-/// As the configuration has them: `key:md5:HEX,sha256:HEX`.
-impl fmt::Display for KeyDigests {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("key:")?;
-        if let Some(md5) = &self.md5 {
-            f.write_str("md5:")?;
-            write_hex(f, md5)?;
+        match self {
+            Self::Plain(password) => write!(f, "plain:{password}"),
+            Self::Keys(Credential { md5, sha256 }) => {
+                f.write_str("key:md5:")?;
+                write_hex(f, md5)?;
+                let Some(sha256) = sha256 else { return Ok(()) };
+                f.write_str(",sha256:")?;
+                write_hex(f, sha256)
+            }
         }
-        if let Some(sha256) = &self.sha256 {
-            f.write_str(if self.md5.is_some() {
-                ",sha256:"
-            } else {
-                "sha256:"
-            })?;
-            write_hex(f, sha256)?;
-        }
-        Ok(())
     }
 }
 

@@ -59,7 +59,7 @@ impl fmt::Display for Origin {
 }
 
 /// The texts of a configuration, kept so that errors can show them.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(super) struct Document {
     text: String,
     /// The file, then one segment for each override.
@@ -106,6 +106,13 @@ pub(super) fn read(path: &Path) -> Result<String, ReadError> {
             line,
         }
     })
+}
+
+/// Shows no text, which holds credentials.
+impl fmt::Debug for Document {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Document").finish_non_exhaustive()
+    }
 }
 
 impl Document {

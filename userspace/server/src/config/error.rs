@@ -6,8 +6,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
-use super::IpPrefix;
-use super::credential::ParseSecretError;
+use towpath_proto::access::IpPrefixError;
+use towpath_proto::credentials::CredentialError;
+use towpath_proto::relay::RelayConfig;
+
+use super::credential::SecretError;
 use super::document::{MAX_FILE_BYTES, Origin};
 
 /// Why a configuration could not be read.
@@ -264,23 +267,26 @@ pub enum Problem {
         end: u16,
     },
     /// Relayed ports that the shards cannot share out.
-    #[error("relay.port_range: {ports} ports are too few for {shards} shards")]
+    #[error(
+        "relay.port_range: {pairs} pairs of an even and the next odd port are too few for {shards} \
+         shards"
+    )]
     PortRangeTooSmall {
-        /// Ports in the range.
-        ports: usize,
+        /// Pairs in the range, those at its ends counted whole.
+        pairs: u16,
         /// Shards.
         shards: u16,
     },
-    /// A realm that does not fit into a REALM attribute.
+    /// A realm that cannot be sent.
     #[error("relay.realm: {0}")]
-    Realm(TextRule),
-    /// A user's name that does not fit into a USERNAME attribute.
-    #[error("auth.users: {name:?}: {rule}")]
+    Realm(RealmRule),
+    /// A user's name that cannot be sent.
+    #[error("auth.users: {name:?}: {error}")]
     UserName {
         /// The name.
         name: String,
         /// The rule it breaks.
-        rule: TextRule,
+        error: CredentialError,
     },
     /// A user's secret that is none.
     #[error("auth.users: {user:?}: {error}")]
@@ -288,7 +294,7 @@ pub enum Problem {
         /// The user.
         user: String,
         /// What is wrong with it.
-        error: ParseSecretError,
+        error: SecretError,
     },
     /// More shards than there may be.
     #[error("relay.shards: {value} is not between 0 (one per core) and {limit}")]
@@ -313,45 +319,31 @@ pub enum Problem {
     #[error("relay.relay_addresses: no interface of this machine has the address {0}")]
     NotLocal(IpAddr),
     /// Not a prefix.
-    #[error("{key}: {value:?} is no prefix, such as \"10.77.2.0/24\" or \"2001:db8::/32\"")]
-    NotPrefix {
+    #[error("{key}: {error}")]
+    Prefix {
         /// The key.
         key: &'static str,
-        /// The value.
-        value: String,
-    },
-    /// A prefix with bits beyond its length: its author meant something else.
-    #[error("{key}: {value:?} has bits beyond its length; did you mean {meant}?")]
-    PrefixBits {
-        /// The key.
-        key: &'static str,
-        /// The value.
-        value: String,
-        /// The prefix without them.
-        meant: IpPrefix,
+        /// What is wrong with it.
+        error: IpPrefixError,
     },
 }
 
-/// A rule that a text of the protocol obeys.
+/// A rule that a realm breaks.
 #[derive(thiserror::Error, Clone, Copy, PartialEq, Eq, Debug)]
-pub enum TextRule {
+pub enum RealmRule {
     /// Nothing is no name.
     #[error("must not be empty")]
     Empty,
-    /// RFC 8489 limits the attribute.
-    #[error("{length} {unit} are too long; the attribute takes at most {limit}")]
+    /// Answers to strangers carry it and stay small.
+    #[error(
+        "{bytes} bytes are too long; at most {} are possible",
+        RelayConfig::MAX_REALM_BYTES
+    )]
     TooLong {
         /// Its length.
-        length: usize,
-        /// The most that fit.
-        limit: usize,
-        /// What is counted.
-        unit: &'static str,
+        bytes: usize,
     },
-    /// It is shown on terminals and in logs.
-    #[error("must contain no control characters")]
-    Control,
-    /// It is sent as a quoted string.
-    #[error("must contain no quotes and no backslashes")]
-    Quote,
+    /// It is sent as a quoted string and shown on terminals.
+    #[error("must not contain {0:?}")]
+    Character(char),
 }

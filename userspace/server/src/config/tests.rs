@@ -24,7 +24,7 @@ fn error_with(text: &str, environment: &[(&str, &str)]) -> String {
     errors.to_string()
 }
 
-fn sections(config: Config) -> (RelaySection, AuthSection, AccessSection, ObserveSection) {
+fn sections(config: Config) -> (RelaySection, AuthSection, AccessRules, ObserveSection) {
     (config.relay, config.auth, config.access, config.observe)
 }
 
@@ -102,7 +102,7 @@ fn a_file_is_read() {
     assert_eq!(config.relay.listen.len(), 2);
     assert_eq!(
         config.relay.relay_addresses[1].value,
-        RelayAddressPair {
+        RelayAddress {
             local: "10.0.0.4".parse().unwrap(),
             public: "203.0.113.5".parse().unwrap()
         }
@@ -113,14 +113,10 @@ fn a_file_is_read() {
         (config.relay.shards, config.relay.driver),
         (2, DriverChoice::Epoll)
     );
-    assert_eq!(config.auth.users["alice"], Secret::Plain("secret".into()));
-    assert_eq!(
-        config.auth.users["bob"],
-        Secret::Keys(KeyDigests {
-            md5: Some([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]),
-            sha256: None
-        })
-    );
+    let alice = credential("alice", "example.org", "secret").unwrap();
+    assert_eq!(config.auth.users["alice"], alice);
+    let md5 = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
+    assert_eq!(config.auth.users["bob"], Credential { md5, sha256: None });
     let shown: Vec<_> = config
         .access
         .allow
@@ -183,6 +179,56 @@ fn an_override_that_is_wrong_names_its_variable() {
 
 /// Every rule: a file that breaks it, what the error says, and the line and text it marks.
 const BROKEN: &[(&str, &str, usize, &str)] = &[
+    (
+        "[auth.users]\n\"\" = \"plain:x\"",
+        "username is empty",
+        2,
+        "",
+    ),
+    (
+        "[auth.users]\nalice = \"plain:\"",
+        "\"alice\": the password is empty",
+        2,
+        "",
+    ),
+    (
+        "[auth.users]\nalice = \"secret\"",
+        "must be \"plain:PASSWORD\" or",
+        2,
+        "",
+    ),
+    (
+        "[auth.users]\nalice = \"key:md5:12\"",
+        "md5 key must be 32 hexadecimal digits",
+        2,
+        "",
+    ),
+    (
+        "[auth.users]\nalice = \"key:sha1:12\"",
+        "must be named md5 or sha256",
+        2,
+        "",
+    ),
+    (
+        "[auth.users]\nalice = \"key:md5:000102030405060708090a0b0c0d0e0f,\
+         md5:000102030405060708090a0b0c0d0e0f\"",
+        "the md5 key is there twice",
+        2,
+        "",
+    ),
+    (
+        "[auth.users]\nalice = \"key:sha256:000102030405060708090a0b0c0d0e0f\
+         000102030405060708090a0b0c0d0e0f\"",
+        "the md5 key is missing",
+        2,
+        "",
+    ),
+    (
+        "[auth]\nrest_secrets = [\"x\"]",
+        "no time-limited credentials yet",
+        2,
+        "",
+    ),
     (
         "[relay]\nshards = \n",
         "string values must be quoted",
@@ -280,13 +326,23 @@ const BROKEN: &[(&str, &str, usize, &str)] = &[
     ("[relay]\nport_range = \"0-9\"", "at least 1", 2, "\"0-9\""),
     (
         "[relay]\nport_range = \"50000-50001\"\nshards = 3",
-        "2 ports are too few for 3 shards",
+        "1 pairs of an even and the next odd port are too few for 3",
         2,
         "\"50000-50001\"",
     ),
     ("[relay]\nrealm = \"\"", "must not be empty", 2, "\"\""),
-    ("[relay]\nrealm = \"a\\\"b\"", "no quotes", 2, "\"a\\\"b\""),
-    ("[relay]\nrealm = \"a\\nb\"", "control", 2, "\"a\\nb\""),
+    (
+        "[relay]\nrealm = \"a\\\"b\"",
+        "must not contain '\"'",
+        2,
+        "\"a\\\"b\"",
+    ),
+    (
+        "[relay]\nrealm = \"a\\nb\"",
+        "must not contain '\\n'",
+        2,
+        "\"a\\nb\"",
+    ),
     (
         "[relay]\ndriver = \"uring\"",
         "\"uring\" is none of",
@@ -295,19 +351,13 @@ const BROKEN: &[(&str, &str, usize, &str)] = &[
     ),
     (
         "[access]\nallow = [\"10.0.0.0/33\"]",
-        "no prefix",
+        "prefix",
         2,
         "\"10.0.0.0/33\"",
     ),
     (
-        "[access]\nallow = [\"10.0.0.0/+8\"]",
-        "no prefix",
-        2,
-        "\"10.0.0.0/+8\"",
-    ),
-    (
         "[access]\ndeny = [\"10.0.0.1/8\"]",
-        "did you mean 10.0.0.0/8?",
+        "10.0.0.1/8 has bits set behind the prefix",
         2,
         "\"10.0.0.1/8\"",
     ),
@@ -394,7 +444,7 @@ fn errors_about_credentials_do_not_show_them() {
     );
     let config = load("[auth]\nusers = { alice = \"plain:hunter2\" }", &[]).unwrap();
     assert!(!config.warnings[0].excerpt.to_string().contains("hunter2"));
-    assert!(!format!("{:?}", config.auth).contains("hunter2"));
+    assert!(!format!("{config:?}").contains("hunter2"));
 }
 
 #[test]
@@ -512,8 +562,8 @@ proptest! {
     }
 
     #[test]
-    fn keys_are_read_as_they_are_printed(md5: Option<[u8; 16]>, sha256: [u8; 32]) {
-        let keys = KeyDigests { md5, sha256: Some(sha256) };
-        prop_assert_eq!(keys.to_string().parse::<Secret>().unwrap(), Secret::Keys(keys));
+    fn keys_are_read_as_they_are_printed(md5: [u8; 16], sha256: Option<[u8; 32]>) {
+        let keys = UserSecret::Keys(Credential { md5, sha256 });
+        prop_assert_eq!(keys.to_string().parse::<UserSecret>().unwrap(), keys);
     }
 }
