@@ -5,6 +5,8 @@
 //! others, stun-types and stun_codec.
 #![forbid(unsafe_code)]
 
+pub mod oracle;
+
 /// The software of [`SAMPLE_REQUEST`].
 pub const REQUEST_SOFTWARE: &str = "STUN test client";
 /// The software of both sample responses.
