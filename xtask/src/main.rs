@@ -6,6 +6,7 @@ mod bench;
 mod ci;
 mod coverage;
 mod dependencies;
+mod fuzz;
 mod prerequisites;
 mod process;
 mod skips;
@@ -29,6 +30,8 @@ enum Command {
     Test(test::Arguments),
     /// Runs every check that guards the main branch, then all tests.
     Ci(ci::Arguments),
+    /// Fuzzes the parsers and machines, guided by coverage.
+    Fuzz(fuzz::Arguments),
     /// Measures: the relay beside coturn and the yardsticks, or its parts.
     Bench(bench::Arguments),
 }
@@ -37,6 +40,7 @@ fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Test(arguments) => test::run(&arguments),
         Command::Ci(arguments) => ci::run(&arguments),
+        Command::Fuzz(arguments) => fuzz::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
     };
     match outcome {
