@@ -1,0 +1,87 @@
+//! Sends the outbox with as few system calls as its sockets allow.
+
+use towpath_proto::Machine;
+
+use crate::Host;
+use crate::shard::Shard;
+use crate::socket::last_errno;
+
+/// Messages given to the kernel with one system call.
+const BATCH: usize = 64;
+
+/// Sorts messages by socket and sends those of one socket together.
+pub(super) struct Outlet {
+    messages: Vec<u16>,
+    /// Socket, place in the outbox's order, message.
+    sorted: Vec<(u32, u16, u16)>,
+    headers: Vec<libc::mmsghdr>,
+}
+
+impl Outlet {
+    pub(super) fn new() -> Self {
+        Self {
+            messages: Vec::new(),
+            sorted: Vec::new(),
+            headers: Vec::with_capacity(BATCH),
+        }
+    }
+
+    /// Sends what is pending now. What the kernel refuses as a run is pending again afterwards.
+    pub(super) fn flush<M: Machine, H: Host<M>>(&mut self, shard: &mut Shard<M, H>) {
+        shard.outbox.take_pending(&mut self.messages);
+        self.sorted.clear();
+        for (place, &message) in self.messages.iter().enumerate() {
+            // Datagrams of a flow leave by one socket, so this order keeps theirs.
+            let socket = shard.outbox.socket(message);
+            self.sorted.push((socket, place as u16, message));
+        }
+        self.sorted.sort_unstable();
+        let mut rest = &self.sorted[..];
+        while let Some(&(socket, ..)) = rest.first() {
+            let same = rest
+                .iter()
+                .take(BATCH)
+                .take_while(|(of, ..)| *of == socket)
+                .count();
+            let (batch, later) = rest.split_at(same);
+            send_batch(shard, &mut self.headers, socket, batch);
+            rest = later;
+        }
+    }
+}
+
+fn send_batch<M: Machine, H: Host<M>>(
+    shard: &mut Shard<M, H>,
+    headers: &mut Vec<libc::mmsghdr>,
+    socket: u32,
+    batch: &[(u32, u16, u16)],
+) {
+    headers.clear();
+    for &(_, _, message) in batch {
+        let header = shard.outbox.message(message).header;
+        // SAFETY: the outbox prepared this header and keeps it until the message is complete.
+        let msg_hdr = unsafe { *header };
+        headers.push(libc::mmsghdr {
+            msg_hdr,
+            msg_len: 0,
+        });
+    }
+    let fd = shard.sockets.slot(socket).map_or(-1, |slot| slot.fd());
+    let mut done = 0;
+    while done < batch.len() {
+        let rest = &mut headers[done..];
+        let count = rest.len() as u32;
+        // SAFETY: the headers, and what the outbox made them point to, outlive the call.
+        let sent = unsafe { libc::sendmmsg(fd, rest.as_mut_ptr(), count, libc::MSG_DONTWAIT) };
+        let Ok(sent) = usize::try_from(sent) else {
+            // The first message was refused; those behind it have their own chance.
+            shard.sent(batch[done].2, -last_errno());
+            done += 1;
+            continue;
+        };
+        for index in done..done + sent {
+            shard.sent(batch[index].2, headers[index].msg_len as i32);
+        }
+        done += sent;
+    }
+}

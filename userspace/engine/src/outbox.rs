@@ -1,0 +1,623 @@
+//! Collects what a round sends and groups it into runs for UDP GSO.
+//!
+//! Datagrams of one batch that leave by the same socket to the same destination and have the same
+//! length (the last may be shorter) become one message of at most [`MAX_SEGMENTS`] segments, also
+//! when flows are interleaved. The order within a flow is kept: a run that cannot take a datagram
+//! is closed, and a later run is sent later.
+//!
+//! The memory a message points to (its header, addresses, iovecs, prefixes) lives in slots at fixed
+//! places; a slot and the buffers it holds are free again only after [`Outbox::complete`].
+//!
+//! This module makes no system call.
+
+use std::net::{IpAddr, SocketAddr};
+
+use towpath_proto::Timestamp;
+use towpath_proto::machine::{Prefix, Transmit};
+
+use crate::address::{ControlWriter, Name, SEND_CONTROL_BYTES};
+use crate::buffers::{BufferId, Buffers};
+use crate::counters::{Counter, EngineCounters};
+use crate::gso_limits::GsoLimits;
+
+/// The kernel cuts a message into at most this many datagrams.
+const MAX_SEGMENTS: u16 = 64;
+
+/// The most bytes of a run: an IP packet's length less room for its headers.
+const MAX_RUN_BYTES: u32 = 65_000;
+
+/// Parts of a run: a prefix, a payload and padding for each of several datagrams.
+const MAX_IOVECS: usize = 128;
+
+/// Different prefixes in a run; all headers of a ChannelData run of one length are the same.
+const MAX_PREFIXES: usize = 4;
+
+/// Open runs are found by a hash of their flow in a table of this many places.
+const TABLE_PLACES: usize = 1024;
+
+const NONE: u16 = u16::MAX;
+
+/// Zero bytes to send where a payload has no room behind it.
+static PADDING: [u8; 4] = [0; 4];
+
+/// Where a transmit's payload lies and what may be overwritten around the lent bytes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
+    /// The first byte that was lent to the machine.
+    pub(crate) lent: *mut u8,
+    /// Bytes in front of `lent` that nobody needs any more.
+    pub(crate) room_before: usize,
+    /// Bytes of the lent area and behind it that nobody needs: from its start.
+    pub(crate) end_of_room: usize,
+    /// The buffer it lies in.
+    pub(crate) buffer: BufferId,
+}
+
+/// Where a datagram leaves.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Egress {
+    /// Number of the socket in the shard's table.
+    pub(crate) socket: u32,
+    /// The address to leave from, where the socket has several.
+    pub(crate) source: Option<IpAddr>,
+}
+
+/// What a driver gives to the kernel.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Message {
+    pub(crate) socket: u32,
+    /// The message with all its parts.
+    pub(crate) header: *const libc::msghdr,
+    /// The same where it is one piece without control data.
+    pub(crate) plain: Option<libc::iovec>,
+    pub(crate) name: *const u8,
+    pub(crate) name_bytes: u32,
+}
+
+/// The queue between a machine and the kernel.
+pub(crate) struct Outbox {
+    slots: Box<[SendSlot]>,
+    blocks: Box<[RunBlock]>,
+    free_slots: Vec<u16>,
+    free_blocks: Vec<u16>,
+    pending: Vec<u16>,
+    table: Box<[Bucket]>,
+    epoch: u32,
+    gso: bool,
+    limits: GsoLimits,
+}
+
+#[derive(Clone, Copy)]
+struct Bucket {
+    epoch: u32,
+    slot: u16,
+}
+
+/// One message: a datagram or a run of them.
+#[repr(C, align(64))]
+struct SendSlot {
+    header: libc::msghdr,
+    name: Name,
+    single: libc::iovec,
+    source: Option<IpAddr>,
+    socket: u32,
+    total_bytes: u32,
+    buffer: BufferId,
+    block: u16,
+    segment_bytes: u16,
+    segments: u16,
+    iovecs: u16,
+    open: bool,
+    /// Datagrams of a refused run that were sent again one by one; `NONE` before a refusal.
+    resent: u16,
+    control: ControlBytes,
+}
+
+#[repr(C, align(8))]
+struct ControlBytes([u8; SEND_CONTROL_BYTES]);
+
+/// What a message of several parts needs in addition.
+struct RunBlock {
+    iovecs: [libc::iovec; MAX_IOVECS],
+    prefixes: [Prefix; MAX_PREFIXES],
+    buffers: [BufferId; MAX_SEGMENTS as usize],
+    prefix_count: u8,
+    buffer_count: u8,
+}
+
+/// Up to three parts of one datagram.
+struct Parts {
+    iovecs: [libc::iovec; 3],
+    count: usize,
+    /// Which part is a prefix that still has to be copied to where it stays.
+    loose_prefix: bool,
+}
+
+const EMPTY_IOVEC: libc::iovec = libc::iovec {
+    iov_base: std::ptr::null_mut(),
+    iov_len: 0,
+};
+
+impl Outbox {
+    /// Room for `slots` messages, `blocks` of them of several parts.
+    pub(crate) fn new(slots: u16, blocks: u16, gso: bool) -> Self {
+        assert!(
+            slots < NONE && blocks < NONE,
+            "slot numbers fit below the mark for none"
+        );
+        Self {
+            slots: (0..slots).map(|_| SendSlot::empty()).collect(),
+            blocks: (0..blocks).map(|_| RunBlock::empty()).collect(),
+            free_slots: (0..slots).rev().collect(),
+            free_blocks: (0..blocks).rev().collect(),
+            pending: Vec::with_capacity(usize::from(slots)),
+            table: vec![
+                Bucket {
+                    epoch: 0,
+                    slot: NONE
+                };
+                TABLE_PLACES
+            ]
+            .into_boxed_slice(),
+            epoch: 1,
+            gso,
+            limits: GsoLimits::default(),
+        }
+    }
+
+    /// Number of messages that can still be started.
+    pub(crate) fn free(&self) -> usize {
+        self.free_slots.len()
+    }
+
+    /// Whether messages wait to be given to the kernel.
+    pub(crate) fn has_pending(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
+    /// Queues a datagram. Returns whether it started a message; `None` where there was no room.
+    pub(crate) fn push(
+        &mut self,
+        now: Timestamp,
+        egress: Egress,
+        transmit: &Transmit,
+        place: Place,
+        buffers: &mut Buffers,
+    ) -> Option<bool> {
+        let name = Name::new(transmit.destination);
+        let parts = Parts::new(transmit, place);
+        let bytes = transmit.len() as u32;
+        let home = table_place(egress.socket, transmit.destination);
+        let entry = self.table[home];
+        if entry.epoch == self.epoch
+            && self.slots[usize::from(entry.slot)].is_flow(egress, &name)
+            && self.append(now, entry.slot, bytes, transmit, &parts, place, buffers)
+        {
+            return Some(false);
+        }
+        let slot = self.start(egress, name, bytes, transmit, &parts, place, buffers)?;
+        self.table[home] = Bucket {
+            epoch: self.epoch,
+            slot,
+        };
+        self.pending.push(slot);
+        Some(true)
+    }
+
+    /// Adds a datagram to an open run; `false` where it does not fit, and the run is closed.
+    #[expect(clippy::too_many_arguments, reason = "all are parts of one datagram")]
+    fn append(
+        &mut self,
+        now: Timestamp,
+        index: u16,
+        bytes: u32,
+        transmit: &Transmit,
+        parts: &Parts,
+        place: Place,
+        buffers: &mut Buffers,
+    ) -> bool {
+        let slot = &mut self.slots[usize::from(index)];
+        let segment = u32::from(slot.segment_bytes);
+        let fits = slot.open
+            && bytes > 0
+            && bytes <= segment
+            && slot.segments < MAX_SEGMENTS
+            && slot.total_bytes + bytes <= MAX_RUN_BYTES
+            && usize::from(slot.iovecs) + parts.count <= MAX_IOVECS;
+        if !fits {
+            slot.open = false;
+            return false;
+        }
+        if slot.segments == 1 {
+            let allowed = self.gso && !self.limits.forbids(now, &slot.name, slot.segment_bytes);
+            if !allowed || !slot.move_to_block(&mut self.free_blocks, &mut self.blocks) {
+                slot.open = false;
+                return false;
+            }
+        }
+        let block = &mut self.blocks[usize::from(slot.block)];
+        if !block.add(usize::from(slot.iovecs), transmit, parts) {
+            slot.open = false;
+            return false;
+        }
+        slot.iovecs += parts.count as u16;
+        slot.segments += 1;
+        slot.total_bytes += bytes;
+        slot.open = bytes == segment;
+        block.hold(place.buffer, buffers);
+        true
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "all are parts of one datagram")]
+    fn start(
+        &mut self,
+        egress: Egress,
+        name: Name,
+        bytes: u32,
+        transmit: &Transmit,
+        parts: &Parts,
+        place: Place,
+        buffers: &mut Buffers,
+    ) -> Option<u16> {
+        if parts.count > 1 && self.free_blocks.is_empty() {
+            return None;
+        }
+        let index = self.free_slots.pop()?;
+        let slot = &mut self.slots[usize::from(index)];
+        slot.name = name;
+        slot.source = egress.source;
+        slot.socket = egress.socket;
+        slot.total_bytes = bytes;
+        slot.segment_bytes = u16::try_from(bytes).unwrap_or(u16::MAX);
+        slot.segments = 1;
+        slot.open = true;
+        slot.resent = NONE;
+        slot.buffer = place.buffer;
+        slot.block = NONE;
+        slot.iovecs = parts.count as u16;
+        slot.single = parts.iovecs[0];
+        if parts.count > 1 {
+            slot.block = self.free_blocks.pop().expect("one was free above");
+            let block = &mut self.blocks[usize::from(slot.block)];
+            block.clear();
+            let added = block.add(0, transmit, parts);
+            assert!(added, "an empty block takes one datagram");
+            block.hold(place.buffer, buffers);
+        } else {
+            buffers.hold(place.buffer);
+        }
+        Some(index)
+    }
+
+    /// Takes the messages to give to the kernel now, oldest first.
+    pub(crate) fn take_pending(&mut self, into: &mut Vec<u16>) {
+        into.clear();
+        into.append(&mut self.pending);
+        self.epoch = self.epoch.wrapping_add(1);
+        if self.epoch == 0 {
+            self.table.fill(Bucket {
+                epoch: 0,
+                slot: NONE,
+            });
+            self.epoch = 1;
+        }
+    }
+
+    /// The socket a message leaves by.
+    pub(crate) fn socket(&self, index: u16) -> u32 {
+        self.slots[usize::from(index)].socket
+    }
+
+    /// Prepares a message for the kernel. The result points into this outbox and into buffers that
+    /// stay where they are until [`complete`](Self::complete).
+    pub(crate) fn message(&mut self, index: u16) -> Message {
+        let slot = &mut self.slots[usize::from(index)];
+        let (first, count) = if slot.block == NONE {
+            (&raw mut slot.single, 1)
+        } else {
+            let block = &mut self.blocks[usize::from(slot.block)];
+            let range = match slot.resent {
+                NONE => 0..usize::from(slot.iovecs),
+                resent => block.datagram(resent, slot.segment_bytes, slot.iovecs),
+            };
+            (block.iovecs[range.start..].as_mut_ptr(), range.len())
+        };
+        let mut control = ControlWriter::new(&mut slot.control.0);
+        if let Some(source) = slot.source {
+            control.source(source);
+        }
+        if slot.segments > 1 && slot.resent == NONE {
+            control.segment_bytes(slot.segment_bytes);
+        }
+        let control_bytes = control.len();
+        slot.header.msg_name = slot.name.as_ptr().cast_mut().cast();
+        slot.header.msg_namelen = slot.name.len();
+        slot.header.msg_iov = first;
+        slot.header.msg_iovlen = count;
+        slot.header.msg_control = match control_bytes {
+            0 => std::ptr::null_mut(),
+            _ => slot.control.0.as_mut_ptr().cast(),
+        };
+        slot.header.msg_controllen = control_bytes;
+        Message {
+            socket: slot.socket,
+            header: &raw const slot.header,
+            plain: (slot.block == NONE && control_bytes == 0).then_some(slot.single),
+            name: slot.name.as_ptr(),
+            name_bytes: slot.name.len(),
+        }
+    }
+
+    /// Takes the kernel's answer to a message: bytes sent, or a negative error number. Returns the
+    /// socket the message was for once it is done with; `None` where its datagrams are queued again.
+    pub(crate) fn complete(
+        &mut self,
+        now: Timestamp,
+        index: u16,
+        result: i32,
+        buffers: &mut Buffers,
+        counters: &EngineCounters,
+    ) -> Option<u32> {
+        let slot = &mut self.slots[usize::from(index)];
+        let refused_run = slot.segments > 1 && slot.resent == NONE && is_gso_refusal(result);
+        if refused_run {
+            counters.add(Counter::GsoFallbacks, 1);
+            self.limits
+                .learn(now, &slot.name, slot.segment_bytes, -result);
+            slot.resent = 0;
+            self.pending.push(index);
+            return None;
+        }
+        if slot.resent == NONE {
+            count_result(counters, result, u64::from(slot.segments));
+        } else {
+            count_result(counters, result, 1);
+            slot.resent += 1;
+            if slot.resent < slot.segments {
+                self.pending.push(index);
+                return None;
+            }
+        }
+        let socket = slot.socket;
+        if slot.block == NONE {
+            buffers.release(slot.buffer);
+        } else {
+            self.blocks[usize::from(slot.block)].release(buffers);
+            self.free_blocks.push(slot.block);
+            slot.block = NONE;
+        }
+        self.free_slots.push(index);
+        Some(socket)
+    }
+}
+
+/// Where a flow's open run is looked up. A collision only costs a run its further growth.
+fn table_place(socket: u32, destination: SocketAddr) -> usize {
+    let ip = match destination.ip() {
+        IpAddr::V4(v4) => u64::from(v4.to_bits()),
+        IpAddr::V6(v6) => (v6.to_bits() as u64) ^ ((v6.to_bits() >> 64) as u64),
+    };
+    let flow = ip ^ (u64::from(destination.port()) << 32) ^ (u64::from(socket) << 40);
+    let mixed = (flow ^ (flow >> 29)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    (mixed >> 48) as usize % TABLE_PLACES
+}
+
+/// Whether the kernel refused a run because it is one, and would take its datagrams alone.
+fn is_gso_refusal(result: i32) -> bool {
+    matches!(
+        -result,
+        libc::EIO | libc::EINVAL | libc::EMSGSIZE | libc::EOPNOTSUPP
+    )
+}
+
+fn count_result(counters: &EngineCounters, result: i32, datagrams: u64) {
+    if let Ok(bytes) = u64::try_from(result) {
+        counters.add(Counter::Sends, 1);
+        counters.add(Counter::DatagramsSent, datagrams);
+        counters.add(Counter::BytesSent, bytes);
+        if datagrams > 1 {
+            counters.add(Counter::GsoSends, 1);
+        }
+        return;
+    }
+    let reason = match -result {
+        libc::EAGAIN => Counter::DropSendWouldBlock,
+        libc::ENOBUFS | libc::ENOMEM => Counter::DropSendNoBuffers,
+        libc::EPERM | libc::EACCES => Counter::DropSendForbidden,
+        libc::ENETUNREACH
+        | libc::EHOSTUNREACH
+        | libc::ENETDOWN
+        | libc::EHOSTDOWN
+        | libc::EADDRNOTAVAIL => Counter::DropSendUnreachable,
+        libc::EMSGSIZE => Counter::DropSendTooLong,
+        _ => Counter::DropSendOther,
+    };
+    counters.add(reason, datagrams);
+}
+
+impl Parts {
+    /// Writes prefix and padding next to the payload where there is room, and gathers otherwise.
+    fn new(transmit: &Transmit, place: Place) -> Self {
+        let prefix = transmit.prefix.as_bytes();
+        let padding = usize::from(transmit.padding);
+        let payload = &transmit.payload;
+        assert!(
+            payload.start <= payload.end && payload.end <= place.end_of_room,
+            "a transmit names bytes {payload:?} that were not lent to it"
+        );
+        assert!(padding < PADDING.len(), "{padding} bytes of padding");
+        // SAFETY: `payload` was checked to lie in the lent area.
+        let mut start = unsafe { place.lent.add(payload.start) };
+        let mut bytes = payload.len();
+        let mut parts = Self {
+            iovecs: [EMPTY_IOVEC; 3],
+            count: 0,
+            loose_prefix: false,
+        };
+        if place.room_before + payload.start >= prefix.len() {
+            // SAFETY: as many bytes in front of the payload belong to its buffer and are free.
+            start = unsafe { start.sub(prefix.len()) };
+            // SAFETY: the destination was just checked; a prefix is no part of a buffer.
+            unsafe { std::ptr::copy_nonoverlapping(prefix.as_ptr(), start, prefix.len()) };
+            bytes += prefix.len();
+        } else {
+            parts.loose_prefix = true;
+            parts.push(prefix.as_ptr().cast_mut(), prefix.len());
+        }
+        if place.end_of_room - payload.end >= padding {
+            // SAFETY: the end of the payload is in its buffer.
+            let end = unsafe { start.add(bytes) };
+            // SAFETY: as many bytes behind the payload belong to its buffer and are free.
+            unsafe { std::ptr::write_bytes(end, 0, padding) };
+            parts.push(start, bytes + padding);
+        } else {
+            parts.push(start, bytes);
+            parts.push(PADDING.as_ptr().cast_mut(), padding);
+        }
+        parts
+    }
+
+    fn push(&mut self, base: *mut u8, bytes: usize) {
+        self.iovecs[self.count] = libc::iovec {
+            iov_base: base.cast(),
+            iov_len: bytes,
+        };
+        self.count += 1;
+    }
+}
+
+impl SendSlot {
+    fn empty() -> Self {
+        Self {
+            header: libc::msghdr {
+                msg_name: std::ptr::null_mut(),
+                msg_namelen: 0,
+                msg_iov: std::ptr::null_mut(),
+                msg_iovlen: 0,
+                msg_control: std::ptr::null_mut(),
+                msg_controllen: 0,
+                msg_flags: 0,
+            },
+            name: Name::EMPTY,
+            single: EMPTY_IOVEC,
+            source: None,
+            socket: 0,
+            total_bytes: 0,
+            buffer: BufferId::NONE,
+            block: NONE,
+            segment_bytes: 0,
+            segments: 0,
+            iovecs: 0,
+            open: false,
+            resent: NONE,
+            control: ControlBytes([0; SEND_CONTROL_BYTES]),
+        }
+    }
+
+    fn is_flow(&self, egress: Egress, name: &Name) -> bool {
+        self.socket == egress.socket && self.name == *name && self.source == egress.source
+    }
+
+    /// Makes room for a second datagram; `false` where no block is free.
+    fn move_to_block(&mut self, free: &mut Vec<u16>, blocks: &mut [RunBlock]) -> bool {
+        if self.block != NONE {
+            return true;
+        }
+        let Some(index) = free.pop() else {
+            return false;
+        };
+        let block = &mut blocks[usize::from(index)];
+        block.clear();
+        block.iovecs[0] = self.single;
+        block.buffers[0] = self.buffer;
+        block.buffer_count = 1;
+        self.block = index;
+        true
+    }
+}
+
+impl RunBlock {
+    fn empty() -> Self {
+        Self {
+            iovecs: [EMPTY_IOVEC; MAX_IOVECS],
+            prefixes: [Prefix::EMPTY; MAX_PREFIXES],
+            buffers: [BufferId::NONE; MAX_SEGMENTS as usize],
+            prefix_count: 0,
+            buffer_count: 0,
+        }
+    }
+
+    fn clear(&mut self) {
+        self.prefix_count = 0;
+        self.buffer_count = 0;
+    }
+
+    /// Adds a datagram's parts behind `at` others; `false` where its prefix finds no place.
+    fn add(&mut self, at: usize, transmit: &Transmit, parts: &Parts) -> bool {
+        let mut iovecs = parts.iovecs;
+        if parts.loose_prefix {
+            let Some(prefix) = self.keep_prefix(&transmit.prefix) else {
+                return false;
+            };
+            iovecs[0].iov_base = prefix.cast();
+        }
+        self.iovecs[at..at + parts.count].copy_from_slice(&iovecs[..parts.count]);
+        true
+    }
+
+    /// A prefix's bytes at a place that outlives the call; equal ones next to each other share it.
+    fn keep_prefix(&mut self, prefix: &Prefix) -> Option<*mut u8> {
+        let count = usize::from(self.prefix_count);
+        let last = count
+            .checked_sub(1)
+            .filter(|&last| self.prefixes[last] == *prefix);
+        let index = last.unwrap_or(count);
+        if last.is_none() {
+            *self.prefixes.get_mut(count)? = *prefix;
+            self.prefix_count += 1;
+        }
+        Some(self.prefixes[index].as_bytes().as_ptr().cast_mut())
+    }
+
+    /// Holds a buffer for the run, once however many datagrams of it lie in a row there.
+    fn hold(&mut self, buffer: BufferId, buffers: &mut Buffers) {
+        let count = usize::from(self.buffer_count);
+        if count > 0 && self.buffers[count - 1] == buffer {
+            return;
+        }
+        self.buffers[count] = buffer;
+        self.buffer_count += 1;
+        buffers.hold(buffer);
+    }
+
+    fn release(&mut self, buffers: &mut Buffers) {
+        for &buffer in &self.buffers[..usize::from(self.buffer_count)] {
+            buffers.release(buffer);
+        }
+        self.buffer_count = 0;
+    }
+
+    /// The iovecs of the datagram after the first `skip` ones. Every datagram but the last is of
+    /// `segment` bytes, and none shares an iovec with another.
+    fn datagram(&self, skip: u16, segment: u16, iovecs: u16) -> std::ops::Range<usize> {
+        let total = usize::from(iovecs);
+        let begin = usize::from(skip) * usize::from(segment);
+        let end = begin + usize::from(segment);
+        let (mut offset, mut first, mut last) = (0, total, total);
+        for (index, iovec) in self.iovecs[..total].iter().enumerate() {
+            if offset == begin && first == total {
+                first = index;
+            }
+            offset += iovec.iov_len;
+            if offset >= end {
+                last = index + 1;
+                break;
+            }
+        }
+        first..last
+    }
+}
+
+#[cfg(test)]
+#[path = "outbox/tests.rs"]
+mod tests;

@@ -1,0 +1,50 @@
+//! Who owns relayed ports: what a [`Host`](crate::Host) may ask of the shard's driver.
+//!
+//! Nothing here says that a relayed port has a socket of its own. Today it has; a range of ports
+//! that is steered to one socket fits behind the same trait.
+
+use std::net::SocketAddr;
+
+use towpath_proto::machine::PortId;
+
+/// Opens and closes the relayed ports of one shard.
+pub trait Ports {
+    /// Binds `local` as the relayed port `port`; datagrams for it arrive from now on.
+    fn open(&mut self, port: PortId, local: SocketAddr) -> Result<(), OpenError>;
+
+    /// Closes `port`; `port` and its address may be used again at once. An unknown port is ignored.
+    fn close(&mut self, port: PortId);
+}
+
+/// Why a relayed port could not be opened.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The address is bound already, here or by another process.
+    #[error("{local} is in use")]
+    InUse {
+        /// The address asked for.
+        local: SocketAddr,
+    },
+    /// The process or the system has no file descriptor left.
+    #[error("no file descriptor is left for {local}")]
+    NoDescriptors {
+        /// The address asked for.
+        local: SocketAddr,
+    },
+    /// The machine holds this port already, or its number is not below the configured maximum.
+    #[error("relayed port number {} is open already or not below {limit}", port.0)]
+    BadPort {
+        /// The number asked for.
+        port: PortId,
+        /// How many ports a shard may hold.
+        limit: u32,
+    },
+    /// The kernel refused for another reason.
+    #[error("cannot open {local}: {}", std::io::Error::from_raw_os_error(*errno))]
+    Other {
+        /// The address asked for.
+        local: SocketAddr,
+        /// The kernel's error number.
+        errno: i32,
+    },
+}

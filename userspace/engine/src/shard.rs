@@ -1,0 +1,355 @@
+//! What every driver does in the same way: hands datagrams to the machine, runs its commands, and
+//! collects what it sends.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use crossbeam::queue::ArrayQueue;
+use towpath_proto::machine::{
+    Datagram, ListenerId, ShardId, Socket, TRANSMIT_BUFFER_BYTES, Transmit,
+};
+use towpath_proto::{Machine, Timestamp};
+
+use crate::buffers::{BufferId, Buffers, Class, HEADROOM_BYTES, SLACK_BYTES};
+use crate::counters::{Counter, EngineCounters};
+use crate::governor::RunMeter;
+use crate::mailbox::{Bell, Mailbox};
+use crate::outbox::{Outbox, Place};
+use crate::sockets::Sockets;
+use crate::{Host, Steering};
+
+/// Messages and datagrams of other shards taken in one round, and commands run in one.
+const MAX_PER_ROUND: usize = 1024;
+
+/// Datagrams of other shards that wait for a shard at most.
+pub(crate) const MAX_HANDOVERS: usize = 1024;
+
+/// A datagram that arrived at the wrong shard.
+#[derive(Debug)]
+pub(crate) struct Handover {
+    listener: ListenerId,
+    local: IpAddr,
+    remote: SocketAddr,
+    payload: Box<[u8]>,
+}
+
+/// The way into a shard for datagrams of its clients that arrived elsewhere.
+#[derive(Clone, Debug)]
+pub(crate) struct Neighbour {
+    handovers: Arc<ArrayQueue<Handover>>,
+    bell: Arc<Bell>,
+}
+
+impl Neighbour {
+    pub(crate) fn new(bell: Arc<Bell>) -> Self {
+        Self {
+            handovers: Arc::new(ArrayQueue::new(MAX_HANDOVERS)),
+            bell,
+        }
+    }
+}
+
+/// A datagram, or several merged ones, in a buffer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Received {
+    pub(crate) buffer: BufferId,
+    pub(crate) remote: SocketAddr,
+    /// The address it was sent to, where the kernel told.
+    pub(crate) local: Option<IpAddr>,
+    /// Where its payload begins, counted from the buffer's kernel area.
+    pub(crate) offset: usize,
+    pub(crate) bytes: usize,
+    /// Length of the merged datagrams; 0 where it is one.
+    pub(crate) segment_bytes: usize,
+}
+
+/// The driver-independent part of a shard.
+pub(crate) struct Shard<M: Machine, H> {
+    pub(crate) id: ShardId,
+    pub(crate) machine: M,
+    pub(crate) host: H,
+    pub(crate) sockets: Sockets,
+    pub(crate) outbox: Outbox,
+    pub(crate) buffers: Buffers,
+    pub(crate) mailbox: Mailbox<M::Event>,
+    pub(crate) bell: Arc<Bell>,
+    pub(crate) neighbours: Arc<[Neighbour]>,
+    pub(crate) steering: Steering,
+    pub(crate) counters: Arc<EngineCounters>,
+    pub(crate) now: Timestamp,
+    /// Whether UDP GRO may be used.
+    pub(crate) gro: bool,
+    pub(crate) meter: RunMeter<(SocketAddr, usize)>,
+}
+
+impl<M: Machine, H: Host<M>> Shard<M, H> {
+    /// Reads the clock; the time holds for a whole round.
+    pub(crate) fn tick(&mut self) {
+        self.now = monotonic();
+    }
+
+    /// Hands what was received to the machine, and its buffer back unless it is being sent from.
+    pub(crate) fn deliver(&mut self, slot: u32, received: &Received) {
+        self.buffers.hold_first(received.buffer);
+        if let Some((socket, local)) = self.sockets.ingress(slot, received.local) {
+            let home = self.steering.shard_of(received.remote);
+            if let Socket::Listener(listener) = socket
+                && home != self.id
+            {
+                self.hand_over(home, listener, local, received);
+            } else {
+                self.split(socket, local, received);
+            }
+        }
+        self.buffers.release(received.buffer);
+    }
+
+    /// Hands the datagrams of a buffer to the machine one by one.
+    fn split(&mut self, socket: Socket, local: IpAddr, received: &Received) {
+        let segment = match received.segment_bytes {
+            0 => received.bytes.max(1),
+            bytes => bytes,
+        };
+        let area = self.buffers.kernel_area(received.buffer);
+        let mut begin = 0;
+        let mut datagrams = 0;
+        loop {
+            let bytes = segment.min(received.bytes - begin);
+            let is_last = begin + bytes == received.bytes;
+            // SAFETY: the driver checked that the payload lies in the kernel area.
+            let lent = unsafe { area.add(received.offset + begin) };
+            // SAFETY: the buffer is held by this shard alone, and segments do not overlap.
+            let payload = unsafe { std::slice::from_raw_parts_mut(lent, bytes) };
+            let datagram = Datagram {
+                socket,
+                local,
+                remote: received.remote,
+                payload,
+            };
+            datagrams += 1;
+            if let Some(transmit) = self.machine.handle_datagram(self.now, datagram) {
+                let place = Place {
+                    lent,
+                    // In front of the first datagram is what was parsed already; in front of the
+                    // others is a datagram that may still have to be sent.
+                    room_before: if begin == 0 {
+                        HEADROOM_BYTES + received.offset
+                    } else {
+                        0
+                    },
+                    end_of_room: bytes + if is_last { SLACK_BYTES } else { 0 },
+                    buffer: received.buffer,
+                };
+                self.send(&transmit, bytes, place);
+            }
+            begin += bytes;
+            if is_last {
+                break;
+            }
+        }
+        self.counters.add(Counter::Receives, 1);
+        self.counters.add(Counter::DatagramsReceived, datagrams);
+        self.counters
+            .add(Counter::BytesReceived, received.bytes as u64);
+    }
+
+    /// Queues a transmit whose payload is a part of the `lent` bytes at `place`.
+    fn send(&mut self, transmit: &Transmit, lent: usize, place: Place) {
+        assert!(
+            transmit.payload.end <= lent,
+            "{:?} of {lent} bytes",
+            transmit.payload
+        );
+        let egress = match self.sockets.egress(transmit) {
+            Ok(egress) => egress,
+            Err(reason) => return self.counters.add(reason, 1),
+        };
+        match self
+            .outbox
+            .push(self.now, egress, transmit, place, &mut self.buffers)
+        {
+            Some(true) => self.sockets.hold(egress.socket),
+            Some(false) => {}
+            None => self.counters.add(Counter::DropNoSendSlot, 1),
+        }
+    }
+
+    /// Takes the kernel's answer to a message of the outbox.
+    pub(crate) fn sent(&mut self, message: u16, result: i32) {
+        let done =
+            self.outbox
+                .complete(self.now, message, result, &mut self.buffers, &self.counters);
+        if let Some(slot) = done {
+            self.sockets.release(slot);
+        }
+    }
+
+    /// Takes what waits in the queues into this shard. Returns whether some is left.
+    pub(crate) fn take_mail(&mut self) -> bool {
+        let mut taken = 0;
+        while taken < MAX_PER_ROUND
+            && let Some(event) = self.mailbox.take()
+        {
+            self.counters.add(Counter::Events, 1);
+            self.machine.handle_event(self.now, event);
+            taken += 1;
+        }
+        let handovers = Arc::clone(&self.neighbours[usize::from(self.id.0)].handovers);
+        while taken < MAX_PER_ROUND
+            && self.buffers.released(Class::Own) > 0
+            && let Some(handover) = handovers.pop()
+        {
+            self.take_handover(&handover);
+            taken += 1;
+        }
+        !self.mailbox.is_empty() || !handovers.is_empty()
+    }
+
+    /// Whether nothing waits in the queues into this shard.
+    pub(crate) fn mail_is_empty(&self) -> bool {
+        self.mailbox.is_empty()
+            && self.neighbours[usize::from(self.id.0)].handovers.is_empty()
+            && !self.bell.is_stopped()
+    }
+
+    /// Tells the machine the time where it wants to know, runs its commands and queues what it
+    /// sends. Returns whether it has more to send than there was room for.
+    pub(crate) fn run_machine(&mut self) -> bool {
+        if self
+            .machine
+            .poll_timeout()
+            .is_some_and(|deadline| deadline <= self.now)
+        {
+            self.machine.handle_timeout(self.now);
+        }
+        let mut commands = 0;
+        loop {
+            let mut idle = true;
+            while commands < MAX_PER_ROUND
+                && let Some(command) = self.machine.poll_command()
+            {
+                idle = false;
+                commands += 1;
+                if let Some(event) = self.host.execute(command, &mut self.sockets) {
+                    self.machine.handle_event(self.now, event);
+                }
+            }
+            loop {
+                let Some(buffer) = self.buffers.take_released(Class::Own) else {
+                    return true;
+                };
+                if !self.poll_transmit(buffer) {
+                    break;
+                }
+                idle = false;
+            }
+            if commands == MAX_PER_ROUND {
+                return true;
+            }
+            if idle {
+                return false;
+            }
+        }
+    }
+
+    /// Lets the machine write one datagram into `buffer`. Returns whether it had one.
+    fn poll_transmit(&mut self, buffer: BufferId) -> bool {
+        self.buffers.hold_first(buffer);
+        let lent = self.buffers.kernel_area(buffer);
+        // SAFETY: the buffer has this length, and was free until this shard took it.
+        let bytes = unsafe { std::slice::from_raw_parts_mut(lent, TRANSMIT_BUFFER_BYTES) };
+        let transmit = self.machine.poll_transmit(self.now, bytes);
+        if let Some(transmit) = &transmit {
+            let place = Place {
+                lent,
+                room_before: HEADROOM_BYTES,
+                end_of_room: TRANSMIT_BUFFER_BYTES + SLACK_BYTES,
+                buffer,
+            };
+            self.send(transmit, TRANSMIT_BUFFER_BYTES, place);
+        }
+        self.buffers.release(buffer);
+        transmit.is_some()
+    }
+
+    fn hand_over(
+        &mut self,
+        home: ShardId,
+        listener: ListenerId,
+        local: IpAddr,
+        received: &Received,
+    ) {
+        let neighbour = &self.neighbours[usize::from(home.0)];
+        let segment = match received.segment_bytes {
+            0 => received.bytes.max(1),
+            bytes => bytes,
+        };
+        // SAFETY: the driver checked that the payload lies in the kernel area.
+        let start = unsafe {
+            self.buffers
+                .kernel_area(received.buffer)
+                .add(received.offset)
+        };
+        // SAFETY: the buffer is held by this shard alone.
+        let bytes = unsafe { std::slice::from_raw_parts(start, received.bytes) };
+        for payload in bytes.chunks(segment) {
+            let handover = Handover {
+                listener,
+                local,
+                remote: received.remote,
+                payload: payload.into(),
+            };
+            let fits = payload.len() <= TRANSMIT_BUFFER_BYTES;
+            let counter = if fits && neighbour.handovers.push(handover).is_ok() {
+                Counter::HandedOver
+            } else {
+                Counter::DropHandoverFull
+            };
+            self.counters.add(counter, 1);
+        }
+        neighbour.bell.ring();
+    }
+
+    /// Takes a datagram another shard received for this one.
+    fn take_handover(&mut self, handover: &Handover) {
+        let buffer = self
+            .buffers
+            .take_released(Class::Own)
+            .expect("the caller saw a free one");
+        self.buffers.hold_first(buffer);
+        let area = self.buffers.kernel_area(buffer);
+        let bytes = handover.payload.len();
+        assert!(
+            bytes <= TRANSMIT_BUFFER_BYTES,
+            "a longer datagram is not handed over"
+        );
+        // SAFETY: the buffer is as long as was just checked, and held by this shard alone.
+        unsafe { std::ptr::copy_nonoverlapping(handover.payload.as_ptr(), area, bytes) };
+        let received = Received {
+            buffer,
+            remote: handover.remote,
+            local: Some(handover.local),
+            offset: 0,
+            bytes,
+            segment_bytes: 0,
+        };
+        self.split(
+            Socket::Listener(handover.listener),
+            handover.local,
+            &received,
+        );
+        self.buffers.release(buffer);
+    }
+}
+
+/// The time now.
+pub(crate) fn monotonic() -> Timestamp {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: the pointer is to a timespec that outlives the call.
+    let result = unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    assert_eq!(result, 0, "the monotonic clock is always there");
+    Timestamp::from_nanos(time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64)
+}

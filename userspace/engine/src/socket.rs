@@ -1,0 +1,126 @@
+//! Makes and sets up sockets.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+
+use socket2::{Domain, Protocol, Type};
+
+use crate::OpenError;
+use crate::address::Name;
+
+/// Opens a listening socket. With `shared`, further sockets may be bound to the same address.
+pub(crate) fn open_listener(
+    address: SocketAddr,
+    shared: bool,
+    receive_bytes: usize,
+) -> io::Result<socket2::Socket> {
+    let kind = Type::DGRAM.nonblocking().cloexec();
+    let socket = socket2::Socket::new(Domain::for_address(address), kind, Some(Protocol::UDP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    if shared {
+        socket.set_reuse_port(true)?;
+    }
+    let fd = socket.as_raw_fd();
+    if address.ip().is_unspecified() {
+        // What arrives tells the address it was sent to, and the answer leaves from there.
+        match address {
+            SocketAddr::V4(_) => set_int(fd, libc::IPPROTO_IP, libc::IP_PKTINFO, 1)?,
+            SocketAddr::V6(_) => set_int(fd, libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 1)?,
+        }
+    }
+    set_buffer(fd, libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, receive_bytes);
+    set_buffer(
+        fd,
+        libc::SO_SNDBUFFORCE,
+        libc::SO_SNDBUF,
+        LISTENER_SEND_BYTES,
+    );
+    socket.bind(&address.into())?;
+    Ok(socket)
+}
+
+/// Everything that goes to clients leaves through a listening socket, so it may hold more than the
+/// system's default.
+const LISTENER_SEND_BYTES: usize = 4 << 20;
+
+/// Opens the socket of a relayed port with as few system calls as there can be.
+pub(crate) fn open_relayed(local: SocketAddr, receive_bytes: usize) -> Result<OwnedFd, OpenError> {
+    let family = if local.is_ipv4() {
+        libc::AF_INET
+    } else {
+        libc::AF_INET6
+    };
+    let kind = libc::SOCK_DGRAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+    // SAFETY: no memory is handed over.
+    let fd = unsafe { libc::socket(family, kind, 0) };
+    if fd < 0 {
+        return Err(open_error(local, last_errno()));
+    }
+    // SAFETY: the call above made the descriptor and nobody else knows it.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    if receive_bytes > 0 {
+        set_buffer(fd, libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, receive_bytes);
+    }
+    let name = Name::new(local);
+    // SAFETY: `name` holds `len` bytes of a socket address and outlives the call.
+    let bound = unsafe { libc::bind(fd, name.as_ptr().cast(), name.len()) };
+    if bound < 0 {
+        return Err(open_error(local, last_errno()));
+    }
+    Ok(socket)
+}
+
+fn open_error(local: SocketAddr, errno: i32) -> OpenError {
+    match errno {
+        libc::EADDRINUSE => OpenError::InUse { local },
+        libc::EMFILE | libc::ENFILE => OpenError::NoDescriptors { local },
+        _ => OpenError::Other { local, errno },
+    }
+}
+
+/// Switches UDP GRO of a socket.
+pub(crate) fn set_gro(fd: RawFd, on: bool) -> io::Result<()> {
+    set_int(fd, libc::SOL_UDP, libc::UDP_GRO, i32::from(on))
+}
+
+/// Whether a datagram waits in a socket.
+pub(crate) fn is_readable(fd: RawFd) -> bool {
+    let mut poll = libc::pollfd {
+        fd,
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    // SAFETY: the pointer is to one entry that outlives the call; it does not wait.
+    let ready = unsafe { libc::poll(&raw mut poll, 1, 0) };
+    ready != 0
+}
+
+/// Sets a buffer's size, beyond the system's limit where that is allowed. A smaller buffer than
+/// asked for is no failure: the kernel counts what it drops.
+fn set_buffer(fd: RawFd, forced: i32, limited: i32, bytes: usize) {
+    // The kernel doubles what it is given, for its own bookkeeping.
+    let value = i32::try_from(bytes / 2).unwrap_or(i32::MAX / 2);
+    if set_int(fd, libc::SOL_SOCKET, forced, value).is_err() {
+        let _ = set_int(fd, libc::SOL_SOCKET, limited, value);
+    }
+}
+
+/// Sets an integer option.
+pub(crate) fn set_int(fd: RawFd, level: i32, option: i32, value: i32) -> io::Result<()> {
+    let bytes = std::mem::size_of::<i32>() as libc::socklen_t;
+    // SAFETY: the pointer is to an integer of the length given, read before the call returns.
+    let result = unsafe { libc::setsockopt(fd, level, option, (&raw const value).cast(), bytes) };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
+/// The error number of the system call that failed last on this thread.
+pub(crate) fn last_errno() -> i32 {
+    io::Error::last_os_error().raw_os_error().unwrap_or(0)
+}
