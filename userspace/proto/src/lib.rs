@@ -10,8 +10,10 @@ pub mod credentials;
 pub mod machine;
 pub mod ports;
 pub mod relay;
+pub mod stun;
 pub mod time;
 pub mod timer;
+pub mod turn;
 pub mod wire;
 
 pub use machine::Machine;

@@ -1,0 +1,170 @@
+//! Long-term credentials on the client's side (RFC 8489 §9.2).
+
+use std::fmt;
+
+use super::error::Ignored;
+use crate::credentials::{CredentialError, LongTermKey, check_username};
+use crate::wire::attribute::{
+    Algorithm, Attribute, Nonce, PasswordAlgorithm, PasswordAlgorithms, Realm, Username,
+};
+use crate::wire::{IntegrityKey, Message, MessageWriter, WriteError};
+
+/// Longest nonce, realm and list of algorithms that are taken from a server: a request with all of
+/// them at their longest fits into the 2,048 bytes that callers lend.
+const MAX_NONCE_BYTES: usize = 512;
+const MAX_REALM_BYTES: usize = 509;
+const MAX_ALGORITHMS_BYTES: usize = 64;
+
+/// RFC 8489 §9.2: the nonce "MUST be constructed by prepending the 'nonce cookie'".
+const NONCE_COOKIE: &[u8] = b"obMatJos2";
+
+/// A user's name and password.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Credentials {
+    username: String,
+    password: String,
+}
+
+impl Credentials {
+    /// Checks that name and password can be used at all.
+    pub fn new(username: String, password: String) -> Result<Self, CredentialError> {
+        check_username(&username)?;
+        LongTermKey::derive(Algorithm::Md5, &username, "any", &password)?;
+        Ok(Self { username, password })
+    }
+
+    /// The user's name.
+    pub fn username(&self) -> &str {
+        &self.username
+    }
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Credentials")
+            .field("username", &self.username)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What a challenge (401, 438) gave, and the key that follows from it.
+#[derive(Debug)]
+pub(super) struct Session {
+    realm: Box<str>,
+    nonce: Box<[u8]>,
+    /// The server's list, to be repeated as it is, and our choice from it. With it, requests carry
+    /// MESSAGE-INTEGRITY-SHA256.
+    algorithms: Option<(Box<[u8]>, Algorithm)>,
+    key: IntegrityKey,
+}
+
+impl Session {
+    pub(super) fn new(credentials: &Credentials, challenge: &Message<'_>) -> Result<Self, Ignored> {
+        let (Ok(Some(Realm(realm))), Ok(Some(Nonce(nonce)))) = (challenge.get(), challenge.get())
+        else {
+            return Err(Ignored::Malformed);
+        };
+        let offered: Option<PasswordAlgorithms<'_>> =
+            challenge.get().map_err(|_| Ignored::Malformed)?;
+        // RFC 8489 §9.2.5: where the nonce says that algorithms are offered and PASSWORD-ALGORITHMS is
+        // missing, somebody on the way took it out, and "the client MUST ignore the response".
+        if offered.is_none() && promises_algorithms(nonce) {
+            return Err(Ignored::BidDown);
+        }
+        let offered_bytes = offered.map_or(0, |offered| offered.as_bytes().len());
+        if realm.len() > MAX_REALM_BYTES
+            || nonce.len() > MAX_NONCE_BYTES
+            || offered_bytes > MAX_ALGORITHMS_BYTES
+        {
+            return Err(Ignored::Malformed);
+        }
+        let algorithms = match offered {
+            Some(offered) => {
+                let chosen = offered.iter().next().ok_or(Ignored::Malformed)?;
+                Some((offered.as_bytes().into(), chosen))
+            }
+            None => None,
+        };
+        let algorithm = algorithms
+            .as_ref()
+            .map_or(Algorithm::Md5, |(_, chosen)| *chosen);
+        let Credentials { username, password } = credentials;
+        let key = LongTermKey::derive(algorithm, username, realm, password)
+            .map_err(|_| Ignored::Malformed)?;
+        Ok(Self {
+            realm: realm.into(),
+            nonce: nonce.into(),
+            algorithms,
+            key: IntegrityKey::new(key.as_bytes()),
+        })
+    }
+
+    /// Whether a request with the other's credentials would be the same but for its nonce.
+    pub(super) fn has_credentials_of(&self, other: &Self) -> bool {
+        self.realm == other.realm && self.algorithms == other.algorithms
+    }
+
+    /// Adds what a request with credentials has.
+    pub(super) fn sign(
+        &self,
+        credentials: &Credentials,
+        writer: &mut MessageWriter<'_>,
+    ) -> Result<(), WriteError> {
+        writer.put(&Username(&credentials.username))?;
+        writer.put(&Realm(&self.realm))?.put(&Nonce(&self.nonce))?;
+        match &self.algorithms {
+            Some((offered, chosen)) => {
+                writer.put_raw(PasswordAlgorithms::TYPE, offered)?;
+                writer.put(&PasswordAlgorithm(*chosen))?;
+                writer.integrity_sha256(&self.key, 32)?;
+            }
+            None => {
+                writer.integrity(&self.key)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks a response to a request that [`sign`](Self::sign) signed.
+    pub(super) fn check(&self, message: &Message<'_>) -> Result<(), Ignored> {
+        match self.algorithms {
+            Some(_) => message.check_integrity_sha256(&self.key, 32),
+            None => message.check_integrity(&self.key),
+        }
+        .map_err(|_| Ignored::BadIntegrity)
+    }
+}
+
+/// Whether the nonce's security features have bit 0, "Password algorithms" (RFC 8489 §18.1): the
+/// highest bit of the first of four base64 characters behind the cookie.
+fn promises_algorithms(nonce: &[u8]) -> bool {
+    match nonce.strip_prefix(NONCE_COOKIE) {
+        Some([first, _, _, _, ..]) => {
+            matches!(first, b'g'..=b'z' | b'0'..=b'9' | b'+' | b'/')
+        }
+        Some(_) | None => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_feature_bit_of_a_nonce_promises_algorithms() {
+        assert!(promises_algorithms(b"obMatJos2gAAA-rest"));
+        assert!(promises_algorithms(b"obMatJos2/AAA"));
+        assert!(!promises_algorithms(b"obMatJos2AAAA-rest"));
+        assert!(!promises_algorithms(b"obMatJos2fAAA"));
+        assert!(!promises_algorithms(b"obMatJos2gAA"));
+        assert!(!promises_algorithms(b"gAAA"));
+    }
+
+    #[test]
+    fn a_password_is_not_printed() {
+        let credentials = Credentials::new("alice".into(), "secret".into()).unwrap();
+        assert!(!format!("{credentials:?}").contains("secret"));
+        assert!(Credentials::new(String::new(), "secret".into()).is_err());
+        assert!(Credentials::new("alice".into(), String::new()).is_err());
+    }
+}
