@@ -211,6 +211,13 @@ pub struct OwnAddress {
     opened: bool,
 }
 
+impl OwnAddress {
+    /// Index of the relay address that peers know by this IP.
+    pub(crate) fn relay_address(self) -> Option<usize> {
+        self.relay_address.map(usize::from)
+    }
+}
+
 impl PeerPolicy {
     /// The rules of a configuration.
     pub fn new(config: &RelayConfig) -> Self {

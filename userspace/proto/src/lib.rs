@@ -6,8 +6,10 @@
 #![forbid(unsafe_code)]
 
 pub mod access;
+mod auth;
 pub mod credentials;
 pub mod machine;
+pub mod nonce;
 pub mod ports;
 pub mod relay;
 pub mod stun;

@@ -1,13 +1,324 @@
 //! The relay's machine, one per shard, and what it is configured with, asked and told.
+//!
+//! ```text
+//!   listener ── ChannelData, Send ──▶ turn::server::data ──▶ relayed port     answered in place
+//!            ── requests ───────────▶ turn::server::*, stun::server ──▶ outbox, commands
+//!   relayed port ── anything ───────▶ turn::server::data ──▶ listener         answered in place
+//! ```
 
 mod config;
-#[expect(dead_code, reason = "written by the machine, which follows")]
 mod counters;
 mod event;
-#[expect(dead_code, reason = "written by the machine, which follows")]
+mod outbox;
+mod request;
 mod shared;
+mod users;
 
-pub use config::{Credential, RelayAddress, RelayConfig, RelayConfigError, RelayLimits, Users};
+pub use config::{RelayAddress, RelayConfig, RelayConfigError, RelayLimits};
 pub use counters::{Counter, DropReason, ERROR_CODES, RelayCounters, RequestKind};
 pub use event::{AllocationOwner, EndReason, Notice, PortError, RelayCommand, RelayEvent, Traffic};
 pub use shared::RelayShared;
+pub use users::{Credential, User, Users};
+
+pub(crate) use outbox::MAX_ANSWER_BYTES;
+pub(crate) use request::{Endpoint, Envelope, Refusal, Request};
+pub(crate) use shared::Reservation;
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use rand_chacha::ChaCha12Rng;
+use rand_chacha::rand_core::SeedableRng;
+
+use crate::access::PeerPolicy;
+use crate::machine::{Datagram, ListenerId, PortId, ShardId, Socket, Transmit};
+use crate::nonce::NonceKey;
+use crate::ports::PortPool;
+use crate::timer::Timers;
+use crate::turn::server::{Allocations, Deleted};
+use crate::wire::{Class, Kind, Message, Method, ParseError, classify};
+use crate::{Machine, Timestamp};
+use outbox::Outbox;
+
+/// Notices wait here up to this many; further ones are counted and lost.
+const MAX_COMMANDS_WITH_NOTICES: usize = 4096;
+
+/// Timers and allocations looked at in one call of `handle_timeout`.
+const TIMEOUT_BUDGET: u32 = 256;
+
+/// A shard of the relay: STUN and TURN over UDP.
+#[derive(Debug)]
+pub struct Relay {
+    pub(crate) shard: ShardId,
+    pub(crate) config: Arc<RelayConfig>,
+    pub(crate) shared: Arc<RelayShared>,
+    pub(crate) counters: Arc<RelayCounters>,
+    pub(crate) policy: PeerPolicy,
+    /// Grows when users or rules change; allocations are looked at again one by one.
+    pub(crate) policy_version: u32,
+    pub(crate) nonces: NonceKey,
+    pub(crate) rng: ChaCha12Rng,
+    /// The free ports, by relay address.
+    pub(crate) pools: Vec<PortPool>,
+    pub(crate) allocations: Allocations,
+    pub(crate) timers: Timers<PortId>,
+    pub(crate) deleted: Deleted,
+    /// Tokens of reserved ports by the end of their time.
+    pub(crate) reserved: VecDeque<(Timestamp, [u8; 8])>,
+    pub(crate) outbox: Outbox,
+    pub(crate) commands: VecDeque<RelayCommand>,
+    pub(crate) draining: bool,
+    /// Whether some relay address has another public address.
+    pub(crate) translates: bool,
+    /// The next allocation to apply changed rules to.
+    rules_cursor: Option<u32>,
+    ports_in_all: usize,
+}
+
+impl Relay {
+    /// One shard of a relay. The configuration must have passed [`RelayConfig::validate`]; `seed`
+    /// comes from the operating system (or from a test), is different for every shard, and is what
+    /// ports, tokens and hash tables are random by.
+    pub fn new(
+        config: Arc<RelayConfig>,
+        shared: Arc<RelayShared>,
+        shard: ShardId,
+        seed: [u8; 32],
+    ) -> Self {
+        let mut rng = ChaCha12Rng::from_seed(seed);
+        let pool = |_| PortPool::new(config.port_range.clone(), shard, config.shards);
+        let pools: Vec<_> = config.relay_addresses.iter().map(pool).collect();
+        Self {
+            shard,
+            shared,
+            counters: Arc::default(),
+            policy: PeerPolicy::new(&config),
+            policy_version: 0,
+            nonces: NonceKey::new(&config.nonce_secret),
+            allocations: Allocations::new(&mut rng),
+            rng,
+            ports_in_all: pools.iter().map(PortPool::len).sum(),
+            pools,
+            timers: Timers::new(),
+            deleted: Deleted::new(),
+            reserved: VecDeque::new(),
+            outbox: Outbox::default(),
+            commands: VecDeque::new(),
+            draining: false,
+            translates: config.relay_addresses.iter().any(|a| a.local != a.public),
+            rules_cursor: None,
+            config,
+        }
+    }
+
+    /// What this shard counts, for any thread to read.
+    pub fn counters(&self) -> Arc<RelayCounters> {
+        Arc::clone(&self.counters)
+    }
+
+    #[inline]
+    fn client_datagram(
+        &mut self,
+        now: Timestamp,
+        listener: ListenerId,
+        datagram: &Datagram<'_>,
+    ) -> Result<Option<Transmit>, DropReason> {
+        let (server, client) = (datagram.local, datagram.remote);
+        match classify(datagram.payload) {
+            Kind::ChannelData => self
+                .channel_data(now, listener, server, client, datagram.payload)
+                .map(Some),
+            Kind::Stun => self.stun(
+                now,
+                Endpoint {
+                    listener,
+                    server,
+                    client,
+                },
+                datagram.payload,
+            ),
+            Kind::Other => Err(DropReason::Unrecognized),
+        }
+    }
+
+    fn stun(
+        &mut self,
+        now: Timestamp,
+        from: Endpoint,
+        payload: &[u8],
+    ) -> Result<Option<Transmit>, DropReason> {
+        let message = Message::parse(payload).map_err(|error| match error {
+            ParseError::Short { .. } | ParseError::Type { .. } | ParseError::Cookie { .. } => {
+                DropReason::Unrecognized
+            }
+            ParseError::Length { .. }
+            | ParseError::Overrun { .. }
+            | ParseError::CheckLength { .. }
+            | ParseError::AfterFingerprint { .. }
+            | ParseError::TooManyAttributes => DropReason::MalformedStun,
+        })?;
+        if from.client.port() == 0 {
+            return Err(DropReason::UnusableDatagram);
+        }
+        // RFC 8489 §6.3: a message whose FINGERPRINT is wrong is silently discarded.
+        if message.has_fingerprint() && message.check_fingerprint().is_err() {
+            return Err(DropReason::WrongFingerprint);
+        }
+        match (message.class(), message.method()) {
+            (Class::Indication, Method::SEND) => {
+                self.send_indication(now, &message, from).map(Some)
+            }
+            (Class::Indication, Method::BINDING) => {
+                self.counters.binding_indications.increment();
+                Ok(None)
+            }
+            (Class::Request, method) => {
+                let kind = request_kind(method).ok_or(DropReason::UnexpectedMessage)?;
+                self.request(
+                    now,
+                    &Request {
+                        kind,
+                        message,
+                        from,
+                    },
+                );
+                Ok(None)
+            }
+            (Class::Indication | Class::Success | Class::Error, _) => {
+                Err(DropReason::UnexpectedMessage)
+            }
+        }
+    }
+
+    fn request(&mut self, now: Timestamp, request: &Request<'_>) {
+        self.counters.requests(request.kind).increment();
+        match request.kind {
+            RequestKind::Binding => self.binding(request),
+            RequestKind::Allocate => self.allocate(now, request),
+            RequestKind::Refresh => self.refresh(now, request),
+            RequestKind::CreatePermission => self.create_permission(now, request),
+            RequestKind::ChannelBind => self.channel_bind(now, request),
+        }
+    }
+
+    /// Takes over what may change while the relay runs.
+    fn reconfigure(&mut self, config: &RelayConfig) {
+        let config = RelayConfig {
+            listeners: self.config.listeners.clone(),
+            relay_addresses: self.config.relay_addresses.clone(),
+            port_range: self.config.port_range.clone(),
+            shards: self.config.shards,
+            nonce_secret: self.config.nonce_secret,
+            ..config.clone()
+        };
+        self.policy = PeerPolicy::new(&config);
+        self.config = Arc::new(config);
+        self.policy_version = self.policy_version.wrapping_add(1);
+        self.rules_cursor = Some(0);
+    }
+
+    /// Applies changed rules to allocations that no packet has come for.
+    fn apply_rules_to_all(&mut self, now: Timestamp, budget: u32) {
+        let Some(start) = self.rules_cursor else {
+            return;
+        };
+        let end = self.allocations.slots().min(start.saturating_add(budget));
+        (start..end).for_each(|index| self.judge_again(PortId(index), now));
+        self.rules_cursor = (end < self.allocations.slots()).then_some(end);
+    }
+
+    /// The relayed transport address that clients and peers know.
+    pub(crate) fn relayed(&self, allocation: &crate::turn::server::Allocation) -> SocketAddr {
+        let address = self.config.relay_addresses[usize::from(allocation.address)];
+        SocketAddr::new(address.public, allocation.port)
+    }
+
+    pub(crate) fn notify(&mut self, notice: Notice) {
+        if self.commands.len() < MAX_COMMANDS_WITH_NOTICES {
+            self.commands.push_back(RelayCommand::Notify(notice));
+        } else {
+            self.counters.notices_lost.increment();
+        }
+    }
+
+    /// Brings the counts of what exists up to date.
+    pub(crate) fn count_allocations(&self) {
+        let free: usize = self.pools.iter().map(PortPool::len).sum();
+        self.counters.allocations.set(self.allocations.len() as u64);
+        self.counters
+            .ports_in_use
+            .set((self.ports_in_all - free) as u64);
+    }
+}
+
+impl Machine for Relay {
+    type Command = RelayCommand;
+    type Event = RelayEvent;
+
+    #[inline]
+    fn handle_datagram(&mut self, now: Timestamp, datagram: Datagram<'_>) -> Option<Transmit> {
+        let outcome = match datagram.socket {
+            Socket::Listener(listener) => self.client_datagram(now, listener, &datagram),
+            Socket::Relayed(port) => self
+                .peer_data(now, port, datagram.remote, datagram.payload.len())
+                .map(Some),
+        };
+        outcome.unwrap_or_else(|reason| {
+            self.counters.drops(reason).increment();
+            None
+        })
+    }
+
+    fn handle_event(&mut self, now: Timestamp, event: RelayEvent) {
+        match event {
+            RelayEvent::PortOpened { port } => self.port_opened(now, port),
+            RelayEvent::PortFailed { port, error } => self.port_failed(port, error),
+            RelayEvent::Reconfigured(config) => self.reconfigure(&config),
+            RelayEvent::Drain => self.draining = true,
+        }
+    }
+
+    fn handle_timeout(&mut self, now: Timestamp) {
+        let mut budget = TIMEOUT_BUDGET;
+        while let Some(id) = self.timers.expire(now, &mut budget) {
+            self.allocation_timer(now, id);
+        }
+        self.end_reservations(now);
+        self.apply_rules_to_all(now, TIMEOUT_BUDGET);
+    }
+
+    fn poll_transmit(&mut self, _now: Timestamp, buffer: &mut [u8]) -> Option<Transmit> {
+        self.outbox.pop(buffer)
+    }
+
+    fn poll_command(&mut self) -> Option<RelayCommand> {
+        self.commands.pop_front()
+    }
+
+    fn poll_timeout(&self) -> Option<Timestamp> {
+        let output = !self.outbox.is_empty() || !self.commands.is_empty();
+        if output || self.rules_cursor.is_some() {
+            return Some(Timestamp::ZERO);
+        }
+        let reservation = self.reserved.front().map(|(expires, _)| *expires);
+        [self.timers.next_deadline(), reservation]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+}
+
+fn request_kind(method: Method) -> Option<RequestKind> {
+    match method {
+        Method::BINDING => Some(RequestKind::Binding),
+        Method::ALLOCATE => Some(RequestKind::Allocate),
+        Method::REFRESH => Some(RequestKind::Refresh),
+        Method::CREATE_PERMISSION => Some(RequestKind::CreatePermission),
+        Method::CHANNEL_BIND => Some(RequestKind::ChannelBind),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,15 +1,14 @@
 //! What a relay is configured with: plain data, checked once by [`RelayConfig::validate`].
 
-use std::collections::HashMap;
-use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
-use std::sync::Arc;
 use std::time::Duration;
 
 use thiserror::Error;
 
+use super::users::Users;
 use crate::access::AccessRules;
+use crate::auth::LONGEST_REALM_BYTES;
 
 /// Everything a [`Relay`](super::Relay) is told from outside.
 #[derive(Clone, Debug)]
@@ -41,9 +40,9 @@ pub struct RelayConfig {
 }
 
 impl RelayConfig {
-    /// RFC 8489 §14.9: a realm "MUST be a UTF-8 encoded sequence of fewer than 128 characters". It
-    /// is half of that here, in bytes: answers to strangers stay small.
-    pub const MAX_REALM_BYTES: usize = 64;
+    /// Longest realm, in bytes. RFC 8489 §14.9 allows "fewer than 128 characters"; here it is what
+    /// keeps the answer to the shortest Allocate within three times its length.
+    pub const MAX_REALM_BYTES: usize = LONGEST_REALM_BYTES;
     /// Longest SOFTWARE value.
     pub const MAX_SOFTWARE_BYTES: usize = 64;
     /// Most relay addresses of one relay.
@@ -171,70 +170,6 @@ impl RelayAddress {
             local: address,
             public: address,
         }
-    }
-}
-
-/// The keys of one user. They are what a password is hashed to; the password itself is not kept.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Credential {
-    /// RFC 8489 §9.2.2: MD5 of `username ":" realm ":" password`.
-    pub md5: [u8; 16],
-    /// RFC 8489 §9.2.2: SHA-256 of the same, where it is known.
-    pub sha256: Option<[u8; 32]>,
-}
-
-impl fmt::Debug for Credential {
-    /// Shows no key.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Credential")
-            .field("sha256", &self.sha256.is_some())
-            .finish_non_exhaustive()
-    }
-}
-
-/// The users by name.
-#[derive(Clone, Debug, Default)]
-pub struct Users {
-    by_name: HashMap<Arc<str>, Credential>,
-}
-
-impl Users {
-    /// RFC 8489 §14.3: a username is "fewer than 509 bytes".
-    pub const MAX_NAME_BYTES: usize = 508;
-
-    /// Nobody.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Adds a user; gives back the keys the name had before.
-    pub fn insert(&mut self, name: &str, credential: Credential) -> Option<Credential> {
-        self.by_name.insert(Arc::from(name), credential)
-    }
-
-    /// The user of this name: the shared name and the keys.
-    pub fn find(&self, name: &str) -> Option<(&Arc<str>, &Credential)> {
-        self.by_name.get_key_value(name)
-    }
-
-    /// Number of users.
-    pub fn len(&self) -> usize {
-        self.by_name.len()
-    }
-
-    /// Whether there are no users.
-    pub fn is_empty(&self) -> bool {
-        self.by_name.is_empty()
-    }
-}
-
-impl<'a> FromIterator<(&'a str, Credential)> for Users {
-    fn from_iter<I: IntoIterator<Item = (&'a str, Credential)>>(users: I) -> Self {
-        let mut all = Self::new();
-        for (name, credential) in users {
-            all.insert(name, credential);
-        }
-        all
     }
 }
 

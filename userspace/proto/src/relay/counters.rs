@@ -54,6 +54,8 @@ pub struct RelayCounters {
     pub allocations_made: Counter,
     /// Relayed ports taken from the pool now, reserved ones included.
     pub ports_in_use: Counter,
+    /// Binding indications, which clients send to keep NAT mappings alive.
+    pub binding_indications: Counter,
     /// Requests that were answered from memory because they were retransmissions.
     pub retransmissions: Counter,
     /// Notices that nobody fetched in time.
@@ -78,6 +80,12 @@ impl RelayCounters {
     /// Error responses with this code; `None` for a code that a relay never sends.
     pub fn errors(&self, code: u16) -> Option<&Counter> {
         Some(&self.errors[ERROR_CODES.iter().position(|known| *known == code)?])
+    }
+
+    pub(crate) fn count_error(&self, code: u16) {
+        self.errors(code)
+            .expect("a relay sends the codes of ERROR_CODES only")
+            .increment();
     }
 
     /// Datagrams dropped for this reason.
@@ -160,8 +168,8 @@ drop_reasons! {
     UnexpectedMessage => "unexpected_message",
     /// An indication with an unknown attribute that has to be understood.
     UnknownAttribute => "unknown_attribute",
-    /// A ChannelData message whose length is more than what arrived.
-    TruncatedChannelData => "truncated_channel_data",
+    /// ChannelData that is shorter or longer than its header says, or not of a channel's number.
+    BadChannelData => "bad_channel_data",
     /// ChannelData or a Send indication from somebody without an allocation.
     NoAllocation => "no_allocation",
     /// ChannelData on a channel that is not bound, or whose binding or permission has expired.

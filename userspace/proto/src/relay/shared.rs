@@ -1,19 +1,44 @@
 //! The little that the shards of one relay see of each other.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::config::RelayConfig;
+use crate::Timestamp;
+use crate::machine::ShardId;
 
-/// Which relayed ports are in use, over all shards, and how many allocations each user has.
+/// Which relayed ports are in use, over all shards, how many allocations each user has, and the
+/// ports that EVEN-PORT reserved.
 ///
-/// The packet path only reads the port bits. The count per user is behind a lock that is taken when
-/// an allocation is made or ends, and only where a limit per user is set.
+/// The packet path only reads the port bits. The rest is behind locks that are taken when an
+/// allocation is made or ends, and only where a limit per user or a reservation is concerned.
 #[derive(Debug)]
 pub struct RelayShared {
     live: Vec<PortBits>,
     users: Mutex<HashMap<Arc<str>, u32>>,
+    reservations: Mutex<HashMap<[u8; 8], Reservation>>,
+    returned: Vec<Returned>,
+}
+
+/// A port kept for whoever shows its token (RFC 8656 §7.2).
+#[derive(Clone, Debug)]
+pub(crate) struct Reservation {
+    /// Index of the relay address.
+    pub(crate) address: u8,
+    pub(crate) port: u16,
+    pub(crate) user: Arc<str>,
+    pub(crate) expires: Timestamp,
+}
+
+/// Most reservations at a time, over all shards.
+const MAX_RESERVATIONS: usize = 4096;
+
+/// Ports of a shard that another shard had by a reservation and is done with.
+#[derive(Debug, Default)]
+struct Returned {
+    any: AtomicBool,
+    ports: Mutex<Vec<(u8, u16)>>,
 }
 
 impl RelayShared {
@@ -26,6 +51,8 @@ impl RelayShared {
                 .map(|_| PortBits::new())
                 .collect(),
             users: Mutex::default(),
+            reservations: Mutex::default(),
+            returned: (0..config.shards).map(|_| Returned::default()).collect(),
         }
     }
 
@@ -49,7 +76,7 @@ impl RelayShared {
 
     /// Counts one more allocation of `user`, unless it has `limit` already.
     pub(crate) fn charge_user(&self, user: &Arc<str>, limit: u32) -> bool {
-        let mut users = self.users.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut users = lock(&self.users);
         let count = users.entry(Arc::clone(user)).or_insert(0);
         let granted = *count < limit;
         *count += u32::from(granted);
@@ -58,7 +85,7 @@ impl RelayShared {
 
     /// Takes back one [`charge_user`](Self::charge_user).
     pub(crate) fn release_user(&self, user: &Arc<str>) {
-        let mut users = self.users.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut users = lock(&self.users);
         let Some(count) = users.get_mut(user) else {
             return;
         };
@@ -67,6 +94,51 @@ impl RelayShared {
             users.remove(user);
         }
     }
+
+    /// Keeps a port under a token; `false` where there are too many.
+    pub(crate) fn reserve(&self, token: [u8; 8], reservation: Reservation) -> bool {
+        let mut reservations = lock(&self.reservations);
+        let room = reservations.len() < MAX_RESERVATIONS && !reservations.contains_key(&token);
+        if room {
+            reservations.insert(token, reservation);
+        }
+        room
+    }
+
+    /// Takes a reserved port, if the token is this user's and still good.
+    pub(crate) fn claim(&self, token: [u8; 8], user: &str, now: Timestamp) -> Option<Reservation> {
+        let mut reservations = lock(&self.reservations);
+        let found = reservations.get(&token)?;
+        if *found.user != *user || found.expires <= now {
+            return None;
+        }
+        reservations.remove(&token)
+    }
+
+    /// Ends a reservation nobody claimed.
+    pub(crate) fn end_reservation(&self, token: [u8; 8]) -> Option<Reservation> {
+        lock(&self.reservations).remove(&token)
+    }
+
+    /// Gives a port back to the shard it belongs to.
+    pub(crate) fn return_port(&self, shard: ShardId, address: u8, port: u16) {
+        let returned = &self.returned[usize::from(shard.0)];
+        lock(&returned.ports).push((address, port));
+        returned.any.store(true, Ordering::Release);
+    }
+
+    /// The ports that other shards gave back.
+    pub(crate) fn take_returned(&self, shard: ShardId) -> Vec<(u8, u16)> {
+        let returned = &self.returned[usize::from(shard.0)];
+        if !returned.any.swap(false, Ordering::Acquire) {
+            return Vec::new();
+        }
+        std::mem::take(&mut *lock(&returned.ports))
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// One bit per port.

@@ -1,7 +1,8 @@
-//! STUN (RFC 8489): the client's side of a request.
+//! STUN (RFC 8489): the client's side of a request, and how the relay answers Binding.
 
 mod client;
 mod retransmission;
+pub(crate) mod server;
 
 pub use client::{Binding, BindingClient, BindingError};
 pub use retransmission::{Due, Retransmission, Schedule, ScheduleError};

@@ -1,3 +1,4 @@
-//! TURN (RFC 8656): the client's side. The server's is [`relay`](crate::relay).
+//! TURN (RFC 8656): the client's side, and the rules of the [`relay`](crate::relay).
 
 pub mod client;
+pub(crate) mod server;

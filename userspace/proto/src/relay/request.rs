@@ -1,0 +1,245 @@
+//! A request, and how it is answered.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use super::counters::{DropReason, RequestKind};
+use super::outbox::MAX_ANSWER_BYTES;
+use super::{Relay, User};
+use crate::Timestamp;
+use crate::auth::{Authenticated, Integrity, STRANGER_BYTES, STRANGER_FACTOR, authenticate};
+use crate::machine::{ListenerId, Prefix, Socket, Transmit};
+use crate::turn::server::Flow;
+use crate::wire::attribute::{ErrorCode, Nonce, Realm, Software, UnknownAttributes};
+use crate::wire::{
+    Class, Code, Message, MessageType, MessageWriter, Method, TransactionId, WriteError,
+};
+
+/// A request and where it came from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Request<'a> {
+    pub(crate) kind: RequestKind,
+    pub(crate) message: Message<'a>,
+    pub(crate) from: Endpoint,
+}
+
+/// Where a request came from and its answer goes to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Endpoint {
+    pub(crate) listener: ListenerId,
+    /// The server's address the client sent to.
+    pub(crate) server: IpAddr,
+    pub(crate) client: SocketAddr,
+}
+
+impl Endpoint {
+    /// Where the client of an allocation is.
+    pub(crate) fn of(flow: &Flow) -> Self {
+        let (server, client) = (flow.server(), flow.client());
+        Self {
+            listener: ListenerId(flow.listener),
+            server,
+            client,
+        }
+    }
+
+    pub(crate) fn flow(&self) -> Flow {
+        Flow::new(self.listener.0, self.server, self.client)
+    }
+}
+
+/// Everything an answer is made of but its attributes.
+#[derive(Clone, Debug)]
+pub(crate) struct Envelope {
+    pub(crate) kind: RequestKind,
+    pub(crate) to: Endpoint,
+    pub(crate) transaction: TransactionId,
+    /// The request had a FINGERPRINT, so the answer gets one.
+    pub(crate) fingerprint: bool,
+    /// Who the answer is signed for.
+    pub(crate) signed: Option<(Arc<User>, Integrity)>,
+    /// Longest the answer may be.
+    pub(crate) limit: usize,
+}
+
+/// Why a request is refused.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Refusal {
+    /// An error response with this code.
+    Code(Code),
+    /// 420, and these are the unknown attributes.
+    Unknown(UnknownAttributes),
+}
+
+impl From<Code> for Refusal {
+    fn from(code: Code) -> Self {
+        Self::Code(code)
+    }
+}
+
+impl Request<'_> {
+    /// The envelope of an answer to a stranger.
+    pub(crate) fn stranger_envelope(&self) -> Envelope {
+        Envelope {
+            kind: self.kind,
+            to: self.from,
+            transaction: self.message.transaction_id(),
+            fingerprint: self.message.has_fingerprint(),
+            signed: None,
+            limit: (STRANGER_FACTOR * self.message.as_bytes().len()).min(STRANGER_BYTES),
+        }
+    }
+
+    /// The envelope of an answer to a known user.
+    pub(crate) fn envelope(&self, sender: &Authenticated) -> Envelope {
+        Envelope {
+            signed: Some((Arc::clone(&sender.user), sender.integrity)),
+            limit: MAX_ANSWER_BYTES,
+            ..self.stranger_envelope()
+        }
+    }
+}
+
+impl RequestKind {
+    fn method(self) -> Method {
+        match self {
+            Self::Binding => Method::BINDING,
+            Self::Allocate => Method::ALLOCATE,
+            Self::Refresh => Method::REFRESH,
+            Self::CreatePermission => Method::CREATE_PERMISSION,
+            Self::ChannelBind => Method::CHANNEL_BIND,
+        }
+    }
+}
+
+impl Relay {
+    /// The sender of a request; `None` where it was refused and answered.
+    pub(crate) fn authenticate(
+        &mut self,
+        now: Timestamp,
+        request: &Request<'_>,
+    ) -> Option<Authenticated> {
+        let client = request.from.client;
+        match authenticate(now, &self.config, &self.nonces, &request.message, client) {
+            Ok(sender) => Some(sender),
+            Err(code) => {
+                self.challenge(now, request, code);
+                None
+            }
+        }
+    }
+
+    /// Refuses a stranger. What makes the answer too long is left off: first the reason phrase.
+    fn challenge(&mut self, now: Timestamp, request: &Request<'_>, code: Code) {
+        let envelope = request.stranger_envelope();
+        let nonce = self.nonces.issue(now, request.from.client);
+        let config = Arc::clone(&self.config);
+        let attributes = |reason: &'static str, writer: &mut MessageWriter<'_>| {
+            writer.put(&ErrorCode { code, reason })?;
+            if code != Code::BAD_REQUEST {
+                writer.put(&Realm(&config.realm))?.put(&Nonce(&nonce))?;
+            }
+            Ok(())
+        };
+        self.answer_error(&envelope, code, attributes);
+    }
+
+    /// Answers an authenticated request, or a Binding, with an error.
+    pub(crate) fn refuse(&mut self, envelope: &Envelope, refusal: Refusal) {
+        let (code, unknown) = match refusal {
+            Refusal::Code(code) => (code, None),
+            Refusal::Unknown(unknown) => (Code::UNKNOWN_ATTRIBUTE, Some(unknown)),
+        };
+        let attributes = |reason: &'static str, writer: &mut MessageWriter<'_>| {
+            writer
+                .put(&ErrorCode { code, reason })?
+                .put_some(unknown.as_ref())?;
+            Ok(())
+        };
+        self.answer_error(envelope, code, attributes);
+    }
+
+    /// Sends an error response, without the reason phrase where it would make it too long.
+    fn answer_error(
+        &mut self,
+        envelope: &Envelope,
+        code: Code,
+        attributes: impl Fn(&'static str, &mut MessageWriter<'_>) -> Result<(), WriteError>,
+    ) {
+        let mut sent = self.answer(envelope, Class::Error, |writer| {
+            attributes(code.reason(), writer)
+        });
+        if sent == Err(DropReason::AnswerTooLong) {
+            sent = self.answer(envelope, Class::Error, |writer| attributes("", writer));
+        }
+        match sent {
+            Ok(()) => self.counters.count_error(code.number()),
+            Err(reason) => self.counters.drops(reason).increment(),
+        }
+    }
+
+    /// Answers with success.
+    pub(crate) fn succeed(
+        &mut self,
+        envelope: &Envelope,
+        attributes: impl FnOnce(&mut MessageWriter<'_>) -> Result<(), WriteError>,
+    ) {
+        match self.answer(envelope, Class::Success, attributes) {
+            Ok(()) => self.counters.successes(envelope.kind).increment(),
+            Err(reason) => self.counters.drops(reason).increment(),
+        }
+    }
+
+    /// Queues an answer; fails where that would break a limit.
+    fn answer(
+        &mut self,
+        envelope: &Envelope,
+        class: Class,
+        attributes: impl FnOnce(&mut MessageWriter<'_>) -> Result<(), WriteError>,
+    ) -> Result<(), DropReason> {
+        let mut buffer = self.outbox.begin().ok_or(DropReason::OutputFull)?;
+        let limit = envelope.limit.min(MAX_ANSWER_BYTES);
+        let software = self.config.software.as_deref();
+        let Ok(len) = write(envelope, class, software, &mut buffer[..limit], attributes) else {
+            self.outbox.discard(buffer);
+            return Err(DropReason::AnswerTooLong);
+        };
+        let transmit = Transmit {
+            socket: Socket::Listener(envelope.to.listener),
+            source: Some(envelope.to.server),
+            destination: envelope.to.client,
+            prefix: Prefix::EMPTY,
+            payload: 0..len,
+            padding: 0,
+        };
+        self.outbox.push(transmit, buffer);
+        Ok(())
+    }
+}
+
+fn write(
+    envelope: &Envelope,
+    class: Class,
+    software: Option<&str>,
+    buffer: &mut [u8],
+    attributes: impl FnOnce(&mut MessageWriter<'_>) -> Result<(), WriteError>,
+) -> Result<usize, WriteError> {
+    let message_type = MessageType::new(envelope.kind.method(), class);
+    let mut writer = MessageWriter::new(buffer, message_type, envelope.transaction)?;
+    attributes(&mut writer)?;
+    if let Some((user, integrity)) = &envelope.signed {
+        writer.put_some(software.map(Software).as_ref())?;
+        let key = integrity
+            .key(user)
+            .expect("the request was checked with this key");
+        if integrity.is_sha256() {
+            writer.integrity_sha256(key, 32)?;
+        } else {
+            writer.integrity(key)?;
+        }
+    }
+    if envelope.fingerprint {
+        writer.fingerprint()?;
+    }
+    Ok(writer.len())
+}

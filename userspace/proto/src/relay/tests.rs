@@ -1,0 +1,7 @@
+//! The relay's rules, one test each, over the messages clients send.
+
+mod allocate;
+mod authentication;
+mod bindings;
+mod forwarding;
+mod lab;

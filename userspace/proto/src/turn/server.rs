@@ -1,0 +1,51 @@
+//! The server's side of TURN over UDP: one file for each method, and the tables behind them.
+
+mod address;
+mod allocate;
+mod allocation;
+mod channel;
+mod channels;
+mod data;
+mod end;
+mod permission;
+mod permissions;
+mod refresh;
+
+pub(crate) use address::Flow;
+pub(crate) use allocation::{Allocation, Allocations};
+pub(crate) use end::Deleted;
+
+use std::time::Duration;
+
+use crate::wire::attribute::UnknownAttributes;
+use crate::wire::{AttributeType, Message};
+
+/// RFC 8656 §9: "The Permission Lifetime MUST be 300 seconds (= 5 minutes)."
+pub(crate) const PERMISSION_LIFETIME: Duration = Duration::from_secs(300);
+
+/// RFC 8656 §12: channel bindings last "10 minutes unless refreshed".
+pub(crate) const CHANNEL_LIFETIME: Duration = Duration::from_secs(600);
+
+/// The attributes of a TURN message that have to be understood and are not.
+///
+/// DONT-FRAGMENT is among them. RFC 8656 §7.2 and §11.2: a server that cannot set the DF bit treats
+/// it as an unknown comprehension-required attribute.
+pub(crate) fn unknown_attributes(message: &Message<'_>) -> UnknownAttributes {
+    message.unknown_required(|kind| {
+        matches!(
+            kind,
+            AttributeType::USERNAME
+                | AttributeType::REALM
+                | AttributeType::NONCE
+                | AttributeType::PASSWORD_ALGORITHM
+                | AttributeType::CHANNEL_NUMBER
+                | AttributeType::LIFETIME
+                | AttributeType::XOR_PEER_ADDRESS
+                | AttributeType::DATA
+                | AttributeType::REQUESTED_ADDRESS_FAMILY
+                | AttributeType::EVEN_PORT
+                | AttributeType::REQUESTED_TRANSPORT
+                | AttributeType::RESERVATION_TOKEN
+        )
+    })
+}

@@ -1,0 +1,101 @@
+//! ChannelBind (RFC 8656 §12.2).
+
+use super::address::PeerAddr;
+use super::channels::Channel;
+use super::{CHANNEL_LIFETIME, unknown_attributes};
+use crate::Timestamp;
+use crate::auth::Authenticated;
+use crate::relay::{Refusal, Relay, Request};
+use crate::wire::Code;
+use crate::wire::attribute::{ChannelNumberValue, XorPeerAddress};
+
+impl Relay {
+    pub(crate) fn channel_bind(&mut self, now: Timestamp, request: &Request<'_>) {
+        let Some(sender) = self.authenticate(now, request) else {
+            return;
+        };
+        let envelope = request.envelope(&sender);
+        match self.try_channel_bind(now, request, &sender) {
+            Ok(()) => self.succeed(&envelope, |_| Ok(())),
+            Err(refusal) => self.refuse(&envelope, refusal),
+        }
+    }
+
+    fn try_channel_bind(
+        &mut self,
+        now: Timestamp,
+        request: &Request<'_>,
+        sender: &Authenticated,
+    ) -> Result<(), Refusal> {
+        let id = self.allocation_of(now, request, sender)?;
+        let message = &request.message;
+        let unknown = unknown_attributes(message);
+        if !unknown.is_empty() {
+            return Err(Refusal::Unknown(unknown));
+        }
+        // RFC 8656 §12.2: without CHANNEL-NUMBER or XOR-PEER-ADDRESS, or with a number that is no
+        // channel's, 400.
+        let number = message
+            .get::<ChannelNumberValue>()
+            .map_err(|_| Code::BAD_REQUEST)?;
+        let peer = message
+            .get::<XorPeerAddress>()
+            .map_err(|_| Code::BAD_REQUEST)?;
+        let (Some(ChannelNumberValue(number)), Some(XorPeerAddress(peer))) = (number, peer) else {
+            return Err(Code::BAD_REQUEST.into());
+        };
+        if peer.port() == 0 {
+            return Err(Code::BAD_REQUEST.into());
+        }
+        let own = self.judge_peer(id, peer.ip())?;
+        if let Some(own) = own
+            && !self.policy.is_own_port_open(own, peer, &self.shared)
+        {
+            return Err(Code::FORBIDDEN.into());
+        }
+        let limits = &self.config.limits;
+        let (allocation, hasher) = self
+            .allocations
+            .get_mut(id)
+            .ok_or(Code::ALLOCATION_MISMATCH)?;
+        let peer = PeerAddr::new(peer);
+        // RFC 8656 §12.2: "The channel number is not currently bound to a different transport
+        // address", and "the transport address is not currently bound to a different channel number",
+        // else 400.
+        let by_number = allocation.channels.by_number(number, hasher);
+        let by_peer = allocation.channels.by_peer(peer, hasher);
+        let taken = by_number.is_some_and(|known| known.peer != peer && known.expires > now)
+            || by_peer.is_some_and(|known| known.number != number && known.expires > now);
+        if taken {
+            return Err(Code::BAD_REQUEST.into());
+        }
+        let is_new = by_number.is_none_or(|known| known.peer != peer);
+        let full = allocation.channels.len() >= usize::from(limits.max_channels);
+        if is_new && (full || by_number.is_some() || by_peer.is_some()) {
+            allocation.sweep(now, hasher);
+        }
+        let no_room = allocation.channels.len() >= usize::from(limits.max_channels) && is_new;
+        if no_room
+            || !allocation.has_room_for(
+                now,
+                std::iter::once(peer.ip),
+                limits.max_permissions,
+                hasher,
+            )
+        {
+            return Err(Code::INSUFFICIENT_CAPACITY.into());
+        }
+        let expires = now + CHANNEL_LIFETIME;
+        let channel = Channel {
+            peer,
+            number,
+            own,
+            usable_until: expires,
+            expires,
+        };
+        allocation.channels.insert(channel, hasher);
+        // RFC 8656 §12.2: a ChannelBind also installs or refreshes a permission.
+        allocation.permit(now, peer.ip, own, hasher);
+        Ok(())
+    }
+}

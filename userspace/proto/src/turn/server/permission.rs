@@ -1,0 +1,184 @@
+//! CreatePermission (RFC 8656 §10), and what becomes of permissions when the rules change.
+
+use ahash::RandomState;
+
+use super::address::PeerIp;
+use super::allocation::{Allocation, State};
+use super::permissions::Permission;
+use super::{PERMISSION_LIFETIME, unknown_attributes};
+use crate::Timestamp;
+use crate::access::{OwnAddress, Verdict};
+use crate::auth::Authenticated;
+use crate::machine::PortId;
+use crate::relay::{EndReason, Refusal, Relay, Request};
+use crate::wire::Code;
+use crate::wire::attribute::XorPeerAddress;
+
+impl Relay {
+    pub(crate) fn create_permission(&mut self, now: Timestamp, request: &Request<'_>) {
+        let Some(sender) = self.authenticate(now, request) else {
+            return;
+        };
+        let envelope = request.envelope(&sender);
+        match self.try_create_permission(now, request, &sender) {
+            Ok(()) => self.succeed(&envelope, |_| Ok(())),
+            Err(refusal) => self.refuse(&envelope, refusal),
+        }
+    }
+
+    /// RFC 8656 §10.2: all addresses of the request get a permission, or none does.
+    fn try_create_permission(
+        &mut self,
+        now: Timestamp,
+        request: &Request<'_>,
+        sender: &Authenticated,
+    ) -> Result<(), Refusal> {
+        let id = self.allocation_of(now, request, sender)?;
+        let unknown = unknown_attributes(&request.message);
+        if !unknown.is_empty() {
+            return Err(Refusal::Unknown(unknown));
+        }
+        let mut peers = Vec::new();
+        for peer in request.message.get_all::<XorPeerAddress>() {
+            let XorPeerAddress(peer) = peer.map_err(|_| Code::BAD_REQUEST)?;
+            let own = self.judge_peer(id, peer.ip())?;
+            peers.push((PeerIp::new(peer.ip()), own));
+        }
+        // RFC 8656 §10.2: at least one XOR-PEER-ADDRESS, else 400.
+        if peers.is_empty() {
+            return Err(Code::BAD_REQUEST.into());
+        }
+        let most = self.config.limits.max_permissions;
+        let (allocation, hasher) = self
+            .allocations
+            .get_mut(id)
+            .ok_or(Code::ALLOCATION_MISMATCH)?;
+        if !allocation.has_room_for(now, peers.iter().map(|(ip, _)| *ip), most, hasher) {
+            return Err(Code::INSUFFICIENT_CAPACITY.into());
+        }
+        for (ip, own) in peers {
+            allocation.permit(now, ip, own, hasher);
+        }
+        Ok(())
+    }
+
+    /// Whether an allocation may have a peer at this address at all.
+    pub(super) fn judge_peer(
+        &self,
+        id: PortId,
+        ip: std::net::IpAddr,
+    ) -> Result<Option<OwnAddress>, Code> {
+        let allocation = self.allocations.get(id).ok_or(Code::ALLOCATION_MISMATCH)?;
+        // RFC 8656 §10.2: a peer of another family than the relayed address is refused with 443.
+        if !allocation.is_of_family(ip) {
+            return Err(Code::PEER_ADDRESS_FAMILY_MISMATCH);
+        }
+        // RFC 8656 §10.2: "The server MAY impose restrictions on the IP address …: 403 (Forbidden)".
+        match self.policy.judge(ip) {
+            Verdict::Allowed => Ok(None),
+            Verdict::Own(own) => Ok(Some(own)),
+            Verdict::Denied(_) => Err(Code::FORBIDDEN),
+        }
+    }
+
+    /// Applies rules that changed since an allocation was last looked at. One comparison unless they
+    /// did.
+    #[inline]
+    pub(crate) fn judge_again(&mut self, id: PortId, now: Timestamp) {
+        let version = self.policy_version;
+        if self
+            .allocations
+            .get(id)
+            .is_some_and(|known| known.policy_version != version)
+        {
+            self.apply_rules(id, now);
+        }
+    }
+
+    /// Ends the allocation if its user is gone, else its permissions and channels that the rules
+    /// deny.
+    #[cold]
+    fn apply_rules(&mut self, id: PortId, now: Timestamp) {
+        let Some((allocation, hasher)) = self.allocations.get_mut(id) else {
+            return;
+        };
+        if allocation.state != State::Live {
+            return;
+        }
+        allocation.policy_version = self.policy_version;
+        let known = &allocation.details.user;
+        let user = self.config.users.find(known.name());
+        match user.filter(|user| user.credential() == known.credential()) {
+            Some(user) => allocation.details.user = std::sync::Arc::clone(user),
+            None => {
+                self.end(id, EndReason::UserRemoved);
+                return;
+            }
+        }
+        let policy = &self.policy;
+        let judge = |ip: PeerIp| match policy.judge(ip.ip()) {
+            Verdict::Allowed => Some(None),
+            Verdict::Own(own) => Some(Some(own)),
+            Verdict::Denied(_) => None,
+        };
+        allocation
+            .permissions
+            .retain(hasher, |permission| match judge(permission.ip) {
+                Some(own) => {
+                    permission.own = own;
+                    permission.expires > now
+                }
+                None => false,
+            });
+        allocation
+            .channels
+            .retain(hasher, |channel| match judge(channel.peer.ip) {
+                Some(own) => {
+                    channel.own = own;
+                    channel.expires > now
+                }
+                None => false,
+            });
+    }
+}
+
+impl Allocation {
+    /// Whether permissions for these addresses fit, once expired ones are gone.
+    pub(super) fn has_room_for(
+        &mut self,
+        now: Timestamp,
+        ips: impl Iterator<Item = PeerIp> + Clone,
+        most: u16,
+        hasher: &RandomState,
+    ) -> bool {
+        let missing = |allocation: &Self| {
+            ips.clone()
+                .filter(|ip| allocation.permissions.find(*ip, hasher).is_none())
+                .count()
+        };
+        if self.permissions.len() + missing(self) > usize::from(most) {
+            self.sweep(now, hasher);
+        }
+        self.permissions.len() + missing(self) <= usize::from(most)
+    }
+
+    /// Installs or refreshes a permission, and with it the channels to the same address.
+    pub(super) fn permit(
+        &mut self,
+        now: Timestamp,
+        ip: PeerIp,
+        own: Option<OwnAddress>,
+        hasher: &RandomState,
+    ) {
+        let expires = now + PERMISSION_LIFETIME;
+        self.permissions
+            .insert(Permission { ip, own, expires }, hasher);
+        for channel in self
+            .channels
+            .iter_mut()
+            .filter(|channel| channel.peer.ip == ip)
+        {
+            channel.usable_until = channel.expires.min(expires);
+        }
+    }
+}

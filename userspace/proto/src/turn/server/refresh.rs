@@ -1,0 +1,107 @@
+//! Refresh (RFC 8656 §8): longer life, or the end.
+
+use super::allocate::{granted_lifetime, seconds};
+use super::unknown_attributes;
+use crate::Timestamp;
+use crate::auth::Authenticated;
+use crate::machine::PortId;
+use crate::relay::{EndReason, Refusal, Relay, Request};
+use crate::wire::Code;
+use crate::wire::attribute::{Lifetime, RequestedAddressFamily, ValueError};
+
+impl Relay {
+    pub(crate) fn refresh(&mut self, now: Timestamp, request: &Request<'_>) {
+        let Some(sender) = self.authenticate(now, request) else {
+            return;
+        };
+        let envelope = request.envelope(&sender);
+        let (flow, transaction) = (request.from.flow(), request.message.transaction_id());
+        // RFC 8656 §8.2: a retransmitted deletion finds no allocation; answering it like the first
+        // spares the client an error.
+        if self.allocations.find(&flow).is_none() && self.deleted.contains(&flow, transaction) {
+            self.counters.retransmissions.increment();
+            self.succeed(&envelope, |writer| writer.put(&Lifetime(0)).map(|_| ()));
+            return;
+        }
+        match self.try_refresh(now, request, &sender) {
+            Ok(lifetime) => self.succeed(&envelope, |writer| {
+                writer.put(&Lifetime(lifetime)).map(|_| ())
+            }),
+            Err(refusal) => self.refuse(&envelope, refusal),
+        }
+    }
+
+    /// Refreshes or deletes; gives back the lifetime left, in seconds.
+    fn try_refresh(
+        &mut self,
+        now: Timestamp,
+        request: &Request<'_>,
+        sender: &Authenticated,
+    ) -> Result<u32, Refusal> {
+        let id = self.allocation_of(now, request, sender)?;
+        let message = &request.message;
+        let unknown = unknown_attributes(message);
+        if !unknown.is_empty() {
+            return Err(Refusal::Unknown(unknown));
+        }
+        let (allocation, _) = self
+            .allocations
+            .get_mut(id)
+            .ok_or(Code::ALLOCATION_MISMATCH)?;
+        // RFC 8656 §8.2: "If … the REQUESTED-ADDRESS-FAMILY attribute … does not match the address
+        // family of the allocation, the server replies with a 443".
+        match message.get::<RequestedAddressFamily>() {
+            Ok(None) => {}
+            Ok(Some(wish)) if wish.0 == allocation.details.family => {}
+            Ok(Some(_)) | Err(ValueError::Family { .. }) => {
+                return Err(Code::PEER_ADDRESS_FAMILY_MISMATCH.into());
+            }
+            Err(_) => return Err(Code::BAD_REQUEST.into()),
+        }
+        let limits = &self.config.limits;
+        let deletes = message.get::<Lifetime>().ok().flatten() == Some(Lifetime(0));
+        let lifetime = granted_lifetime(message, limits)?.unwrap_or(limits.default_lifetime);
+        if deletes {
+            self.deleted
+                .remember(request.from.flow(), message.transaction_id());
+            self.end(id, EndReason::Deleted);
+            return Ok(0);
+        }
+        let sooner = now + lifetime < allocation.expires;
+        allocation.expires = now + lifetime;
+        if sooner {
+            // The timer stands later than the new end; everything else it finds out itself.
+            self.allocation_timer(now, id);
+        }
+        Ok(seconds(lifetime))
+    }
+
+    /// The allocation a request is about.
+    pub(super) fn allocation_of(
+        &mut self,
+        now: Timestamp,
+        request: &Request<'_>,
+        sender: &Authenticated,
+    ) -> Result<PortId, Refusal> {
+        // RFC 8656 §5: a request other than Allocate for a 5-tuple without allocation is refused with
+        // 437.
+        let id = self
+            .allocations
+            .find(&request.from.flow())
+            .ok_or(Code::ALLOCATION_MISMATCH)?;
+        self.judge_again(id, now);
+        let (allocation, _) = self
+            .allocations
+            .get_mut(id)
+            .ok_or(Code::ALLOCATION_MISMATCH)?;
+        let live = allocation.state == super::allocation::State::Live;
+        if allocation.expires <= now || !live {
+            return Err(Code::ALLOCATION_MISMATCH.into());
+        }
+        // RFC 8656 §5: "the server … MUST reject any … request … with a different username" by 441.
+        if allocation.details.user.name() != sender.user.name() {
+            return Err(Code::WRONG_CREDENTIALS.into());
+        }
+        Ok(id)
+    }
+}
