@@ -1,0 +1,27 @@
+//! Measures relays side by side: see `docs/BENCHMARKS.md` for the method.
+
+pub mod allocations;
+pub mod batch;
+pub mod bpf;
+pub mod control;
+pub mod coturn;
+pub mod cpu;
+pub mod forwarder;
+pub mod generator;
+pub mod latency;
+pub mod load;
+pub mod memory;
+pub mod packet;
+pub mod relay;
+pub mod report;
+pub mod results;
+pub mod rig;
+pub mod search;
+pub mod server;
+pub mod sink;
+pub mod statistics;
+pub mod svg;
+pub mod sys;
+pub mod towpath;
+pub mod turn;
+pub mod usage;

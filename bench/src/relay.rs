@@ -1,0 +1,567 @@
+//! The whole run: starts the servers, goes through the measurements in alternating rounds, and notes
+//! whatever could not be measured.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::{Args, ValueEnum};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::load::{Cell, Load, Round, Sinks};
+use crate::memory::PacketProbe;
+use crate::results::{self, Carried, DRIVERS, IDLE_ALLOCATIONS, Latency, Results, Throughput};
+use crate::rig::{self, BENCH_CPU, Moderation, Rig};
+use crate::search::{self, Highest};
+use crate::server::Server;
+use crate::sys::{self, Scheduling};
+use crate::{allocations, coturn, forwarder, latency, memory, report, towpath};
+
+/// What to measure.
+#[derive(Args, Clone, Debug)]
+pub struct Options {
+    /// Fewer cells, pairs and seconds: for development, not for figures.
+    #[arg(long)]
+    pub quick: bool,
+    /// Rounds counted per cell and server.
+    #[arg(long, value_name = "N")]
+    pub pairs: Option<usize>,
+    /// Only cells whose name contains one of these, such as "172 B c2p 16 flows".
+    #[arg(long, value_delimiter = ',', value_name = "TEXT")]
+    pub cells: Vec<String>,
+    /// Only these servers.
+    #[arg(long, value_delimiter = ',', value_enum)]
+    pub servers: Vec<ServerKind>,
+    /// Only these parts.
+    #[arg(long, value_delimiter = ',', value_enum)]
+    pub parts: Vec<Part>,
+    /// Where results are written.
+    #[arg(long, value_name = "DIRECTORY", default_value = "bench/results")]
+    pub out: PathBuf,
+    /// The towpath binary; by default the one beside this program.
+    #[arg(long, env = "TOWPATH_BINARY", value_name = "FILE")]
+    pub towpath: Option<PathBuf>,
+    /// Succeed although something was not measured.
+    #[arg(long)]
+    pub allow_skip: bool,
+}
+
+/// A server to measure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ServerKind {
+    /// coturn as installed.
+    Coturn,
+    /// The yardstick.
+    Forwarder,
+    /// Towpath on io_uring.
+    #[value(name = "io_uring")]
+    IoUring,
+    /// Towpath on epoll.
+    Epoll,
+}
+
+/// A part of the run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Part {
+    /// Packets per CPU second, and what twice the highest rate does.
+    Throughput,
+    /// Delays at 10,000 packets per second.
+    Latency,
+    /// CPU per allocation.
+    Allocations,
+    /// Memory per idle allocation, and packets among many of them.
+    Memory,
+}
+
+const ALL_SERVERS: [ServerKind; 4] = [
+    ServerKind::Coturn,
+    ServerKind::Forwarder,
+    ServerKind::IoUring,
+    ServerKind::Epoll,
+];
+const ALL_PARTS: [Part; 4] = [
+    Part::Throughput,
+    Part::Latency,
+    Part::Allocations,
+    Part::Memory,
+];
+
+const FLOWS_OF_FORWARDER: u16 = 1000;
+const GENERATOR_PRIORITY: u32 = 10;
+const QUANTUM: Duration = Duration::from_micros(50);
+const SINK_MODERATION: Moderation = Moderation::Microseconds(100);
+/// A disturbed round is repeated this often before it is taken as it is.
+const REPEATS: usize = 2;
+/// The yardstick is one only below this.
+const YARDSTICK_NS_PER_PACKET: f64 = 5000.0;
+/// Steps down from a rate that passed the search and then did not hold.
+const CONFIRMATIONS: usize = 5;
+const CONFIRMATION_STEP: f64 = 0.96;
+
+#[derive(Clone, Copy)]
+struct Pace {
+    pairs: usize,
+    search: Duration,
+    round: Duration,
+    overload_rounds: usize,
+    latency_round: Duration,
+    allocation_count: usize,
+}
+
+impl Pace {
+    fn of(options: &Options) -> Self {
+        let (pairs, search_ms, round_ms, overload_rounds, latency_ms) = if options.quick {
+            (2, 150, 250, 1, 500)
+        } else {
+            (7, 250, 400, 3, 1500)
+        };
+        Self {
+            pairs: options.pairs.unwrap_or(pairs),
+            search: Duration::from_millis(search_ms),
+            round: Duration::from_millis(round_ms),
+            overload_rounds,
+            latency_round: Duration::from_millis(latency_ms),
+            allocation_count: if options.quick {
+                1000
+            } else {
+                IDLE_ALLOCATIONS
+            },
+        }
+    }
+}
+
+struct Bench<'a> {
+    rig: &'a Rig,
+    sinks: &'a Sinks,
+    directory: &'a Path,
+    options: &'a Options,
+    pace: Pace,
+    servers: Vec<Server>,
+    results: Results,
+    progress: ProgressBar,
+}
+
+/// Runs what the options ask for, writes the results, and fails where something is missing.
+pub fn run(options: &Options) -> Result<()> {
+    let begin = Instant::now();
+    let pace = Pace::of(options);
+    ensure!(pace.pairs > 0, "--pairs must be at least 1");
+    sys::catch_signals();
+    sys::raise_descriptor_limit()?;
+    let directory = Directory::create()?;
+    let rig = Rig::build().context("building the namespaces (this needs root)")?;
+    let sinks = Sinks::attach(&rig)?;
+    rig.thread_napi()?;
+    sys::pin_to_cpu(0, BENCH_CPU)?;
+    sys::schedule(0, Scheduling::Fifo(GENERATOR_PRIORITY))?;
+    let mut bench = Bench {
+        rig: &rig,
+        sinks: &sinks,
+        directory: &directory.0,
+        options,
+        pace,
+        servers: Vec::new(),
+        results: Results {
+            setting: results::setting(pace.pairs, options.quick),
+            throughput: Vec::new(),
+            latency: Vec::new(),
+            allocations: BTreeMap::new(),
+            scale: BTreeMap::new(),
+            skipped: Vec::new(),
+        },
+        progress: progress_bar(),
+    };
+    bench.measure_all()?;
+    bench.progress.finish_and_clear();
+    let mut results = bench.results;
+    results.setting.seconds = begin.elapsed().as_secs();
+    fs::create_dir_all(&options.out)
+        .with_context(|| format!("creating {}", options.out.display()))?;
+    report::write_all(&results, &options.out)?;
+    print!("{}", report::figures_table(&results));
+    for skipped in &results.skipped {
+        eprintln!("not measured: {skipped}");
+    }
+    if !results.skipped.is_empty() && !options.allow_skip {
+        bail!(
+            "{} measurements are missing (--allow-skip accepts that)",
+            results.skipped.len()
+        );
+    }
+    Ok(())
+}
+
+fn progress_bar() -> ProgressBar {
+    // Draws on a terminal only.
+    let bar = ProgressBar::new(0);
+    if let Ok(style) = ProgressStyle::with_template("{elapsed_precise} [{bar:30}] {eta} {msg}") {
+        bar.set_style(style.progress_chars("=> "));
+    }
+    bar
+}
+
+struct Directory(PathBuf);
+
+impl Directory {
+    fn create() -> Result<Self> {
+        let path = std::env::temp_dir().join(format!("tp-bench-{}", std::process::id()));
+        fs::create_dir_all(&path).with_context(|| format!("creating {}", path.display()))?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(&self.0) {
+            eprintln!("could not remove {}: {error}", self.0.display());
+        }
+    }
+}
+
+impl Bench<'_> {
+    fn measure_all(&mut self) -> Result<()> {
+        let parts = if self.options.parts.is_empty() {
+            &ALL_PARTS[..]
+        } else {
+            &self.options.parts
+        };
+        let parts = parts.to_vec();
+        let cells = self.cells();
+        let kinds = self.kinds();
+        self.plan(&parts, cells.len(), kinds.len());
+        for &kind in &kinds {
+            self.start(kind);
+        }
+        for part in parts {
+            match part {
+                Part::Throughput => {
+                    self.rig.moderate(Moderation::Off, SINK_MODERATION)?;
+                    self.throughput(&cells)?;
+                }
+                Part::Latency => {
+                    self.rig.moderate(Moderation::Off, Moderation::Off)?;
+                    self.latency()?;
+                }
+                Part::Allocations => {
+                    self.rig.moderate(Moderation::Off, Moderation::Off)?;
+                    self.allocations()?;
+                }
+                Part::Memory => {
+                    self.servers.clear();
+                    self.rig.moderate(Moderation::Off, SINK_MODERATION)?;
+                    for &kind in &kinds {
+                        self.memory(kind)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn cells(&self) -> Vec<Cell> {
+        let wanted = |cell: &Cell| {
+            let name = cell.to_string();
+            if self.options.cells.is_empty() {
+                return !self.options.quick || (cell.payload_bytes == 172 && cell.flows <= 16);
+            }
+            self.options
+                .cells
+                .iter()
+                .any(|part| name.contains(part.as_str()))
+        };
+        results::all_cells().into_iter().filter(wanted).collect()
+    }
+
+    fn kinds(&self) -> Vec<ServerKind> {
+        let asked = &self.options.servers;
+        ALL_SERVERS
+            .into_iter()
+            .filter(|kind| asked.is_empty() || asked.contains(kind))
+            .collect()
+    }
+
+    fn plan(&mut self, parts: &[Part], cells: usize, servers: usize) {
+        let rounds = self.pace.pairs + 1;
+        let steps = |part: &Part| match part {
+            Part::Throughput => cells * servers * (1 + rounds + self.pace.overload_rounds),
+            Part::Latency => latency::cells().len() * servers * rounds,
+            Part::Allocations => servers * rounds,
+            Part::Memory => servers,
+        };
+        self.progress
+            .set_length(parts.iter().map(steps).sum::<usize>() as u64);
+    }
+
+    fn start(&mut self, kind: ServerKind) {
+        match self.launch(kind) {
+            Ok(server) => {
+                let versions = &mut self.results.setting.servers;
+                versions.insert(server.name.to_owned(), server.version.clone());
+                self.servers.push(server);
+            }
+            Err(error) => self.skip(format!("{kind:?}: {error:#}")),
+        }
+    }
+
+    fn launch(&self, kind: ServerKind) -> Result<Server> {
+        let (listen, relay) = rig::server_addresses(kind as u8);
+        let (rig, directory) = (self.rig, self.directory);
+        match kind {
+            ServerKind::Coturn => coturn::start(rig, directory, listen, relay),
+            ServerKind::Forwarder => {
+                forwarder::start(rig, directory, listen, relay, FLOWS_OF_FORWARDER)
+            }
+            ServerKind::IoUring => {
+                towpath::start(rig, directory, &self.program()?, DRIVERS[0], listen, relay)
+            }
+            ServerKind::Epoll => {
+                towpath::start(rig, directory, &self.program()?, DRIVERS[1], listen, relay)
+            }
+        }
+    }
+
+    fn program(&self) -> Result<PathBuf> {
+        if let Some(program) = &self.options.towpath {
+            return Ok(program.clone());
+        }
+        let own = std::env::current_exe().context("finding the own program")?;
+        Ok(own.with_file_name("towpath"))
+    }
+
+    fn skip(&mut self, what: String) {
+        self.progress.println(format!("not measured: {what}"));
+        self.results.skipped.push(what);
+    }
+
+    fn throughput(&mut self, cells: &[Cell]) -> Result<()> {
+        let mut guesses = BTreeMap::new();
+        for &cell in cells {
+            let throughput = self.throughput_of(cell, &mut guesses)?;
+            self.progress
+                .suspend(|| print!("{}", report::throughput_rows(&throughput)));
+            self.results.throughput.push(throughput);
+        }
+        let slowest = self.results.throughput.iter().filter_map(|throughput| {
+            let forwarder = throughput.servers.get("forwarder")?;
+            let costs = forwarder.rounds.iter().map(Round::server_ns_per_packet);
+            Some((throughput.cell, crate::statistics::summary(costs)?.median))
+        });
+        let too_slow: Vec<String> = slowest
+            .filter(|(_, cost)| *cost >= YARDSTICK_NS_PER_PACKET)
+            .map(|(cell, cost)| format!("a yardstick for {cell}: the forwarder took {cost:.0} ns"))
+            .collect();
+        for what in too_slow {
+            self.skip(what);
+        }
+        Ok(())
+    }
+
+    fn throughput_of(
+        &mut self,
+        cell: Cell,
+        guesses: &mut BTreeMap<&'static str, f64>,
+    ) -> Result<Throughput> {
+        let mut servers = std::mem::take(&mut self.servers);
+        let mut contenders = Vec::new();
+        for server in &mut servers {
+            self.progress
+                .set_message(format!("{cell}: searching {}", server.name));
+            let guess = guesses.get(server.name).copied();
+            match self.find_highest(server, cell, guess) {
+                Ok((load, highest)) => {
+                    guesses.insert(server.name, highest.rate_pps);
+                    let carried = Carried {
+                        highest,
+                        rounds: Vec::new(),
+                        overload: Vec::new(),
+                    };
+                    contenders.push((server, load, carried));
+                }
+                Err(error) => {
+                    sys::check_interrupted()?;
+                    self.skip(format!("{} at {cell}: {error:#}", server.name));
+                }
+            }
+            self.progress.inc(1);
+        }
+        for number in 0..=self.pace.pairs {
+            for (server, load, carried) in &mut contenders {
+                self.progress
+                    .set_message(format!("{cell}: round {number}, {}", server.name));
+                let rate = carried.highest.rate_pps;
+                let round = self.round(server, load, rate, self.pace.round)?;
+                // The first round warms up.
+                if number > 0 {
+                    carried.rounds.push(round);
+                }
+                self.progress.inc(1);
+            }
+        }
+        for _ in 0..self.pace.overload_rounds {
+            for (server, load, carried) in &mut contenders {
+                self.progress
+                    .set_message(format!("{cell}: overload, {}", server.name));
+                let rate = carried.highest.rate_pps * 2.0;
+                let round = self.round(server, load, rate, self.pace.round)?;
+                carried.overload.push(round);
+                self.progress.inc(1);
+            }
+        }
+        let carried = contenders.into_iter();
+        let by_name = carried
+            .map(|(server, _, carried)| (server.name.to_owned(), carried))
+            .collect();
+        self.servers = servers;
+        Ok(Throughput {
+            cell,
+            servers: by_name,
+        })
+    }
+
+    fn find_highest(
+        &self,
+        server: &mut Server,
+        cell: Cell,
+        guess: Option<f64>,
+    ) -> Result<(Load, Highest)> {
+        let mut load = Load::prepare(self.rig, server, cell)?;
+        let found = search::highest_rate(guess, |rate| {
+            Ok(load
+                .measure(
+                    self.rig,
+                    self.sinks,
+                    server,
+                    rate,
+                    self.pace.search,
+                    QUANTUM,
+                )?
+                .0)
+        })?;
+        let mut highest = found.context("no rate was carried")?;
+        for _ in 0..CONFIRMATIONS {
+            let round = self.round(server, &mut load, highest.rate_pps, self.pace.round)?;
+            if search::passes(&round) {
+                break;
+            }
+            highest.rate_pps *= CONFIRMATION_STEP;
+        }
+        Ok((load, highest))
+    }
+
+    /// One round; a disturbed one is measured again.
+    fn round(
+        &self,
+        server: &mut Server,
+        load: &mut Load,
+        rate_pps: f64,
+        duration: Duration,
+    ) -> Result<Round> {
+        let mut repeats = 0;
+        loop {
+            let (rig, sinks) = (self.rig, self.sinks);
+            let (round, _) = load.measure(rig, sinks, server, rate_pps, duration, QUANTUM)?;
+            if !round.spent.is_disturbed() || repeats == REPEATS {
+                return Ok(round);
+            }
+            repeats += 1;
+        }
+    }
+
+    fn latency(&mut self) -> Result<()> {
+        for cell in latency::cells() {
+            let mut loads = Vec::new();
+            for server in &mut self.servers {
+                loads.push(Load::prepare(self.rig, server, cell)?);
+            }
+            let mut by_name: BTreeMap<String, Vec<_>> = BTreeMap::new();
+            for number in 0..=self.pace.pairs {
+                for (server, load) in self.servers.iter_mut().zip(&mut loads) {
+                    self.progress
+                        .set_message(format!("latency, {cell}: {}", server.name));
+                    let (rig, sinks) = (self.rig, self.sinks);
+                    let delays =
+                        latency::measure(rig, sinks, server, load, self.pace.latency_round)?;
+                    if number > 0 {
+                        by_name
+                            .entry(server.name.to_owned())
+                            .or_default()
+                            .push(delays);
+                    }
+                    self.progress.inc(1);
+                }
+            }
+            let latency = Latency {
+                cell,
+                rate_pps: latency::RATE_PPS,
+                servers: by_name,
+            };
+            self.progress
+                .suspend(|| print!("{}", report::latency_rows(&latency)));
+            self.results.latency.push(latency);
+        }
+        Ok(())
+    }
+
+    fn allocations(&mut self) -> Result<()> {
+        for server in &mut self.servers {
+            server.clear()?;
+        }
+        let peer = self.rig.peer_end.address;
+        for number in 0..=self.pace.pairs {
+            for server in self
+                .servers
+                .iter_mut()
+                .filter(|server| allocations::applies_to(server))
+            {
+                self.progress
+                    .set_message(format!("allocations: {}", server.name));
+                let count = self.pace.allocation_count;
+                let round = allocations::measure(self.rig, server, peer, count, number)?;
+                if number > 0 {
+                    let rounds = &mut self.results.allocations;
+                    rounds
+                        .entry(server.name.to_owned())
+                        .or_default()
+                        .push(round);
+                }
+                self.progress.inc(1);
+            }
+        }
+        self.progress
+            .suspend(|| print!("{}", report::allocation_rows(&self.results)));
+        Ok(())
+    }
+
+    /// Measures on a fresh process, with no other server beside it.
+    fn memory(&mut self, kind: ServerKind) -> Result<()> {
+        if kind == ServerKind::Forwarder {
+            return Ok(());
+        }
+        self.progress.set_message(format!("memory: {kind:?}"));
+        let scale = self.launch(kind).and_then(|mut server| {
+            let probe = PacketProbe {
+                rate_pps: 40_000.0,
+                duration: self.pace.round,
+                quantum: QUANTUM,
+                rounds: self.pace.pairs,
+            };
+            let scale = memory::measure(self.rig, self.sinks, &mut server, probe)?;
+            Ok((server.name.to_owned(), scale))
+        });
+        match scale {
+            Ok((name, scale)) => {
+                self.progress
+                    .suspend(|| print!("{}", report::scale_rows(&name, &scale)));
+                self.results.scale.insert(name, scale);
+            }
+            Err(error) => {
+                sys::check_interrupted()?;
+                self.skip(format!("memory of {kind:?}: {error:#}"));
+            }
+        }
+        self.progress.inc(1);
+        Ok(())
+    }
+}

@@ -1,0 +1,347 @@
+//! Results as text: rows on the terminal while a run goes on, the page for the documentation, files.
+
+use std::fmt::Write;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use crate::load::Round;
+use crate::results::{
+    self, Carried, IDLE_ALLOCATIONS, Latency, Results, Scale, Target, Throughput,
+};
+use crate::statistics::{self, Summary};
+use crate::svg;
+
+/// File of the results.
+pub const RESULTS_FILE: &str = "relay.json";
+/// File of the picture.
+pub const PICTURE_FILE: &str = "relay.svg";
+
+/// Writes JSON and SVG into a directory.
+pub fn write_all(results: &Results, directory: &Path) -> Result<()> {
+    results.write(&directory.join(RESULTS_FILE))?;
+    let picture = directory.join(PICTURE_FILE);
+    fs::write(&picture, svg::throughput(results))
+        .with_context(|| format!("writing {}", picture.display()))
+}
+
+fn kilo(summary: Option<Summary>) -> String {
+    summary.map_or("–".to_owned(), |summary| {
+        let Summary {
+            median, low, high, ..
+        } = summary;
+        format!("{:.0} ({:.0}–{:.0})", median / 1e3, low / 1e3, high / 1e3)
+    })
+}
+
+fn plain(summary: Option<Summary>, decimals: usize) -> String {
+    summary.map_or("–".to_owned(), |summary| {
+        format!("{:.*}", decimals, summary.median)
+    })
+}
+
+fn median_of(rounds: &[Round], value: impl Fn(&Round) -> f64) -> Option<f64> {
+    Some(statistics::summary(rounds.iter().map(value))?.median)
+}
+
+fn ratio_to(throughput: &Throughput, of: &Carried, to: &str) -> Option<Summary> {
+    let to = throughput.servers.get(to)?;
+    statistics::ratio(of.packets_per_cpu_second(), to.packets_per_cpu_second())
+}
+
+/// Rows of one cell for the terminal.
+pub fn throughput_rows(throughput: &Throughput) -> String {
+    let mut text = format!("{}\n", throughput.cell);
+    for (name, carried) in &throughput.servers {
+        let rate = carried.highest.rate_pps / 1e3;
+        let limited = if carried.highest.generator_limited {
+            " (generator's limit)"
+        } else {
+            ""
+        };
+        let per_cpu = statistics::summary(carried.packets_per_cpu_second());
+        let to = |other| plain(ratio_to(throughput, carried, other), 2);
+        let value = |of: fn(&Round) -> f64| median_of(&carried.rounds, of).unwrap_or(f64::NAN);
+        let (server_ns, loss) = (value(Round::server_ns_per_packet), value(Round::loss));
+        let (busy, p99) = (value(|round| round.spent.busy), value(|round| round.p99_us));
+        let disturbed = carried
+            .rounds
+            .iter()
+            .filter(|round| round.spent.is_disturbed())
+            .count();
+        let overload_p99 = median_of(&carried.overload, |round| round.p99_us).unwrap_or(f64::NAN);
+        let share = plain(carried.overload_share(), 2);
+        let _ = writeln!(
+            text,
+            "  {name:10} highest {rate:6.0} kpps{limited}, {} kpps/CPU-s, own threads {server_ns:.0} ns, \
+             {} x coturn, {} x forwarder, loss {:.3} %, p99 {p99:.0} us, busy {busy:.2}, at twice: {share} \
+             of it, p99 {overload_p99:.0} us, disturbed {disturbed}/{}",
+            kilo(per_cpu),
+            to("coturn"),
+            to("forwarder"),
+            loss * 100.0,
+            carried.rounds.len(),
+        );
+    }
+    text
+}
+
+/// Rows of one latency cell for the terminal.
+pub fn latency_rows(latency: &Latency) -> String {
+    let mut text = format!(
+        "latency, {}, {:.0} packets/s\n",
+        latency.cell, latency.rate_pps
+    );
+    for (name, rounds) in &latency.servers {
+        let value =
+            |of: fn(&results::Delays) -> f64| plain(statistics::summary(rounds.iter().map(of)), 1);
+        let _ = writeln!(
+            text,
+            "  {name:10} p50 {} p90 {} p99 {} p99.9 {} us, sender late {} %",
+            value(|delays| delays.p50),
+            value(|delays| delays.p90),
+            value(|delays| delays.p99),
+            value(|delays| delays.p999),
+            value(|delays| delays.late * 100.0),
+        );
+    }
+    text
+}
+
+/// Rows of the allocations for the terminal.
+pub fn allocation_rows(results: &Results) -> String {
+    let mut text = "allocations\n".to_owned();
+    for (name, rounds) in &results.allocations {
+        let value = |of: fn(&results::AllocationRound) -> f64| {
+            plain(statistics::summary(rounds.iter().map(of)), 1)
+        };
+        let again: u64 = rounds.iter().map(|round| round.retransmissions).sum();
+        let _ = writeln!(
+            text,
+            "  {name:10} {} us CPU each, channel {} us, end {} us, {} a second, sent again {again}",
+            value(|round| round.make_us),
+            value(|round| round.bind_us),
+            value(|round| round.end_us),
+            value(|round| round.made_per_second),
+        );
+    }
+    text
+}
+
+/// Rows of the memory of one server for the terminal.
+pub fn scale_rows(name: &str, scale: &Scale) -> String {
+    let mut text = format!("memory, {name} ({})\n", scale.kernel_source);
+    for point in &scale.points {
+        let _ = writeln!(
+            text,
+            "  {:6} allocations: process {:9} B, kernel {:9} B, {:.1} us CPU each",
+            point.allocations, point.process_bytes, point.kernel_bytes, point.make_us
+        );
+    }
+    if let Some((process, kernel)) = scale.bytes_each(0, IDLE_ALLOCATIONS) {
+        let _ = writeln!(text, "  each: process {process:.0} B, kernel {kernel:.0} B");
+    }
+    if let Some(growth) = scale.packet_cost_growth() {
+        let _ = writeln!(
+            text,
+            "  packet cost with many to that with few: {growth:.3}"
+        );
+    }
+    text
+}
+
+/// All figures with a target, and whether they hold.
+pub fn figures_table(results: &Results) -> String {
+    let mut text = String::new();
+    for figure in results::figures(results) {
+        let (sign, bound) = match figure.target {
+            Target::AtLeast(bound) => ("≥", bound),
+            Target::AtMost(bound) => ("≤", bound),
+        };
+        let verdict = if figure.is_met() { "met   " } else { "MISSED" };
+        let _ = writeln!(
+            text,
+            "{verdict} {:8.2} {sign} {bound:6.2}  {}",
+            figure.value, figure.name
+        );
+    }
+    text
+}
+
+/// The page for the documentation. `method` is the hand-written part before the tables.
+pub fn page(results: &Results, method: &str) -> String {
+    let mut text = method.trim_end().to_owned();
+    let setting = &results.setting;
+    let _ = write!(
+        text,
+        "\n\n## Results\n\n{} ({} CPUs), Linux {}, commit {}, {} rounds per figure, {} minutes{}.\n\n",
+        setting.cpu,
+        setting.cpus,
+        setting.kernel,
+        setting.commit,
+        setting.pairs,
+        setting.seconds.div_ceil(60),
+        if setting.quick {
+            "; a quick run, not for comparison"
+        } else {
+            ""
+        },
+    );
+    for (name, version) in &setting.servers {
+        let _ = writeln!(text, "- `{name}`: {version}");
+    }
+    throughput_page(&mut text, results);
+    latency_page(&mut text, results);
+    allocation_page(&mut text, results);
+    figures_page(&mut text, results);
+    if !results.skipped.is_empty() {
+        text.push_str("\n### Not measured\n\n");
+        for skipped in &results.skipped {
+            let _ = writeln!(text, "- {skipped}");
+        }
+    }
+    text
+}
+
+fn throughput_page(text: &mut String, results: &Results) {
+    if results.throughput.is_empty() {
+        return;
+    }
+    text.push_str(
+        "\n### Throughput\n\n![kpps per CPU second](../bench/results/relay.svg)\n\n\
+         | traffic | server | highest kpps | kpps per CPU-s (quartiles) | × coturn | × forwarder | loss % \
+         | p99 ms | at twice: share | p99 ms | steal % | lost in sockets, rings |\n\
+         |---|---|---|---|---|---|---|---|---|---|---|---|\n",
+    );
+    for throughput in &results.throughput {
+        for (name, carried) in &throughput.servers {
+            let per_cpu = statistics::summary(carried.packets_per_cpu_second());
+            let to = |other| plain(ratio_to(throughput, carried, other), 2);
+            let value = |of: fn(&Round) -> f64| median_of(&carried.rounds, of).unwrap_or(f64::NAN);
+            let overload = median_of(&carried.overload, |round| round.p99_us).unwrap_or(f64::NAN);
+            let sockets: u64 = carried.rounds.iter().map(|round| round.drops.sockets).sum();
+            let rings: u64 = carried
+                .rounds
+                .iter()
+                .map(|round| round.drops.links_in + round.drops.links_out)
+                .sum();
+            let limited = if carried.highest.generator_limited {
+                " *"
+            } else {
+                ""
+            };
+            let _ = writeln!(
+                text,
+                "| {} | {name} | {:.0}{limited} | {} | {} | {} | {:.3} | {:.2} | {} | {:.1} | {:.2} | {sockets}, {rings} |",
+                throughput.cell,
+                carried.highest.rate_pps / 1e3,
+                kilo(per_cpu),
+                to("coturn"),
+                to("forwarder"),
+                value(Round::loss) * 100.0,
+                value(|round| round.p99_us) / 1e3,
+                plain(carried.overload_share(), 2),
+                overload / 1e3,
+                value(|round| round.spent.steal) * 100.0,
+            );
+        }
+    }
+    text.push_str("\n\\* the generator's limit, not the server's.\n");
+}
+
+fn latency_page(text: &mut String, results: &Results) {
+    if results.latency.is_empty() {
+        return;
+    }
+    text.push_str(
+        "\n### Latency\n\nMicroseconds from the scheduled time, medians of the rounds. A late sender counts as \
+         delay: compare servers with like lateness.\n\n\
+         | traffic | server | p50 | p90 | p99 | p99.9 | sender > 50 µs late, % |\n|---|---|---|---|---|---|---|\n",
+    );
+    for latency in &results.latency {
+        for (name, rounds) in &latency.servers {
+            let value = |of: fn(&results::Delays) -> f64| {
+                plain(statistics::summary(rounds.iter().map(of)), 1)
+            };
+            let _ = writeln!(
+                text,
+                "| {} | {name} | {} | {} | {} | {} | {} |",
+                latency.cell,
+                value(|delays| delays.p50),
+                value(|delays| delays.p90),
+                value(|delays| delays.p99),
+                value(|delays| delays.p999),
+                value(|delays| delays.late * 100.0),
+            );
+        }
+    }
+}
+
+fn allocation_page(text: &mut String, results: &Results) {
+    if !results.allocations.is_empty() {
+        text.push_str(
+            "\n### Allocations\n\n| server | CPU µs each, 401 round included | channel and permission | end \
+             | a second |\n|---|---|---|---|---|\n",
+        );
+    }
+    for (name, rounds) in &results.allocations {
+        let value = |of: fn(&results::AllocationRound) -> f64| {
+            plain(statistics::summary(rounds.iter().map(of)), 1)
+        };
+        let _ = writeln!(
+            text,
+            "| {name} | {} | {} | {} | {} |",
+            value(|round| round.make_us),
+            value(|round| round.bind_us),
+            value(|round| round.end_us),
+            value(|round| round.made_per_second),
+        );
+    }
+    if !results.scale.is_empty() {
+        let _ = write!(
+            text,
+            "\n### Idle allocations\n\n| server | process B each (1 to {IDLE_ALLOCATIONS}) | kernel B each | process \
+             B each (to 15,000) | kernel B each | packet cost, 15,000 to 16 |\n|---|---|---|---|---|---|\n",
+        );
+    }
+    for (name, scale) in &results.scale {
+        let each = |from, to| {
+            scale
+                .bytes_each(from, to)
+                .map_or("– | –".to_owned(), |(process, kernel)| {
+                    format!("{process:.0} | {kernel:.0}")
+                })
+        };
+        let growth = scale
+            .packet_cost_growth()
+            .map_or("–".to_owned(), |growth| format!("{growth:.2}"));
+        let many = scale.points.last().map_or(0, |point| point.allocations);
+        let _ = writeln!(
+            text,
+            "| {name} | {} | {} | {growth} |",
+            each(0, IDLE_ALLOCATIONS),
+            each(IDLE_ALLOCATIONS, many)
+        );
+    }
+}
+
+fn figures_page(text: &mut String, results: &Results) {
+    let figures = results::figures(results);
+    if figures.is_empty() {
+        return;
+    }
+    text.push_str("\n### Targets\n\n| figure | value | target | |\n|---|---|---|---|\n");
+    for figure in figures {
+        let (sign, bound) = match figure.target {
+            Target::AtLeast(bound) => ("≥", bound),
+            Target::AtMost(bound) => ("≤", bound),
+        };
+        let verdict = if figure.is_met() { "met" } else { "**missed**" };
+        let _ = writeln!(
+            text,
+            "| {} | {:.2} | {sign} {bound} | {verdict} |",
+            figure.name, figure.value
+        );
+    }
+}

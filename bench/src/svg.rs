@@ -1,0 +1,87 @@
+//! A picture of the throughput: bars of kpps per CPU second, one group for each kind of traffic.
+
+use std::fmt::Write;
+
+use crate::results::{Results, Throughput};
+use crate::statistics;
+
+const LABEL_WIDTH: f64 = 250.0;
+const PLOT_WIDTH: f64 = 560.0;
+const VALUE_WIDTH: f64 = 70.0;
+const BAR_HEIGHT: f64 = 11.0;
+const GROUP_GAP: f64 = 12.0;
+const HEADER_HEIGHT: f64 = 50.0;
+const COLOURS: [(&str, &str); 4] = [
+    ("coturn", "#9a9a9a"),
+    ("forwarder", "#d9a441"),
+    ("io_uring", "#1f6f8b"),
+    ("epoll", "#7fb7be"),
+];
+
+/// Draws all cells.
+pub fn throughput(results: &Results) -> String {
+    let width = LABEL_WIDTH + PLOT_WIDTH + VALUE_WIDTH;
+    let group = |cell: &Throughput| cell.servers.len() as f64 * BAR_HEIGHT + GROUP_GAP;
+    let height = HEADER_HEIGHT + results.throughput.iter().map(group).sum::<f64>();
+    let values = results
+        .throughput
+        .iter()
+        .flat_map(|cell| cell.servers.values());
+    let medians = values
+        .filter_map(|carried| Some(statistics::summary(carried.packets_per_cpu_second())?.median));
+    let scale = PLOT_WIDTH / medians.fold(1.0, f64::max);
+    let mut svg = format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" \
+         font-family=\"sans-serif\" font-size=\"10\">\n\
+         <rect width=\"{width}\" height=\"{height}\" fill=\"#ffffff\"/>\n\
+         <text x=\"8\" y=\"18\" font-size=\"13\">Thousand packets relayed per CPU second, kernel work \
+         included</text>\n"
+    );
+    for (number, (name, colour)) in COLOURS.iter().enumerate() {
+        let x = 8.0 + number as f64 * 110.0;
+        let _ = writeln!(
+            svg,
+            "<rect x=\"{x}\" y=\"27\" width=\"10\" height=\"10\" fill=\"{colour}\"/>\
+             <text x=\"{}\" y=\"36\">{name}</text>",
+            x + 14.0
+        );
+    }
+    let mut top = HEADER_HEIGHT;
+    for cell in &results.throughput {
+        draw_group(&mut svg, cell, top, scale);
+        top += group(cell);
+    }
+    svg.push_str("</svg>\n");
+    svg
+}
+
+fn draw_group(svg: &mut String, cell: &Throughput, top: f64, scale: f64) {
+    let middle = top + cell.servers.len() as f64 * BAR_HEIGHT / 2.0 + 3.0;
+    let _ = writeln!(svg, "<text x=\"8\" y=\"{middle:.1}\">{}</text>", cell.cell);
+    let drawn = COLOURS
+        .iter()
+        .filter_map(|(name, colour)| Some((cell.servers.get(*name)?, colour)));
+    for (number, (carried, colour)) in drawn.enumerate() {
+        let Some(summary) = statistics::summary(carried.packets_per_cpu_second()) else {
+            continue;
+        };
+        let y = top + number as f64 * BAR_HEIGHT;
+        let (length, low, high) = (
+            summary.median * scale,
+            summary.low * scale,
+            summary.high * scale,
+        );
+        let (line, text_at) = (y + BAR_HEIGHT / 2.0 - 0.5, y + BAR_HEIGHT - 2.5);
+        let _ = writeln!(
+            svg,
+            "<rect x=\"{LABEL_WIDTH}\" y=\"{y:.1}\" width=\"{length:.1}\" height=\"{}\" fill=\"{colour}\"/>\
+             <line x1=\"{:.1}\" x2=\"{:.1}\" y1=\"{line:.1}\" y2=\"{line:.1}\" stroke=\"#000000\"/>\
+             <text x=\"{:.1}\" y=\"{text_at:.1}\">{:.0}</text>",
+            BAR_HEIGHT - 1.0,
+            LABEL_WIDTH + low,
+            LABEL_WIDTH + high,
+            LABEL_WIDTH + length.max(high) + 4.0,
+            summary.median / 1e3,
+        );
+    }
+}
