@@ -174,6 +174,17 @@ fn limits_of_permissions_and_channels_are_refused_with_508_and_expired_ones_make
 }
 
 #[test]
+fn an_address_named_twice_takes_the_room_of_one_permission() {
+    let mut config = config();
+    config.limits.max_permissions = 2;
+    let mut lab = Lab::new(config);
+    lab.allocate(CLIENT);
+    let peers = ["9.9.9.1:1", "9.9.9.1:1", "9.9.9.1:2", "9.9.9.2:1"];
+    assert_eq!(lab.permit(CLIENT, &peers), 0);
+    assert_eq!(lab.permit(CLIENT, &["9.9.9.3:1"]), 508);
+}
+
+#[test]
 fn own_addresses_are_reached_at_relayed_ports_in_use_only() {
     let mut config = config();
     config.own_addresses = vec![[7, 7, 7, 7].into()];

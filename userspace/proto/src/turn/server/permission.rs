@@ -42,7 +42,10 @@ impl Relay {
         for peer in request.message.get_all::<XorPeerAddress>() {
             let XorPeerAddress(peer) = peer.map_err(|_| Code::BAD_REQUEST)?;
             let own = self.judge_peer(id, peer.ip())?;
-            peers.push((PeerIp::new(peer.ip()), own));
+            let ip = PeerIp::new(peer.ip());
+            if !peers.iter().any(|(known, _)| *known == ip) {
+                peers.push((ip, own));
+            }
         }
         // RFC 8656 §10.2: at least one XOR-PEER-ADDRESS, else 400.
         if peers.is_empty() {
