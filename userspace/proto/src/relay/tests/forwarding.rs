@@ -299,6 +299,21 @@ fn bytes_that_are_no_protocol_of_ours_are_dropped() {
 }
 
 #[test]
+fn data_that_would_outgrow_a_udp_datagram_with_its_header_is_dropped() {
+    let mut lab = lab();
+    assert_eq!(lab.permit(CLIENT, &[PEER]), 0);
+    let longest = 65_507 - 36;
+    assert!(lab.peer_sends(0, &vec![7; longest - longest % 4]).is_some());
+    assert!(lab.peer_sends(0, &vec![7; longest]).is_none());
+    assert_eq!(lab.bind(CLIENT, 0x4000, PEER), 0);
+    assert_eq!(lab.peer_sends(0, &[7; 65_507 - 4]).unwrap().0.len(), 65_507);
+    assert!(lab.peer_sends(0, &[7; 65_507 - 3]).is_none());
+    assert_eq!(lab.drops(DropReason::UnusableDatagram), 2);
+    assert_eq!(lab.relay.counters.packets_to_clients.value(), 2);
+    assert_eq!(lab.relay.counters.data_indications.value(), 1);
+}
+
+#[test]
 fn datagram_for_a_port_that_is_not_in_use_is_dropped() {
     let mut lab = Lab::new(config());
     assert!(lab.peer_sends(0, b"x").is_none());

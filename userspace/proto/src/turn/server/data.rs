@@ -25,6 +25,9 @@ use crate::wire::{
     CHANNEL_DATA_HEADER_BYTES, ChannelData, Message, TransactionId, data_indication,
 };
 
+/// What a UDP datagram over IPv4 holds; what is longer no socket sends.
+const MAX_UDP_PAYLOAD_BYTES: usize = 65_535 - 20 - 8;
+
 impl Relay {
     /// ChannelData from a client (RFC 8656 §12.6).
     #[inline]
@@ -147,10 +150,15 @@ impl Relay {
                 self.rng.fill_bytes(&mut transaction.0);
                 let around = data_indication(transaction, peer.socket(), len)
                     .ok_or(DropReason::UnusableDatagram)?;
-                self.counters.data_indications.increment();
                 (around.prefix, around.padding)
             }
         };
+        if prefix.as_bytes().len() + len + usize::from(padding) > MAX_UDP_PAYLOAD_BYTES {
+            return Err(DropReason::UnusableDatagram);
+        }
+        if channel.is_none() {
+            self.counters.data_indications.increment();
+        }
         allocation.traffic.packets_to_client += 1;
         allocation.traffic.bytes_to_client += len as u64;
         self.counters.packets_to_clients.increment();
