@@ -160,7 +160,9 @@ impl Sleeper {
 
     /// Shard, before it looks at its queues for the last time and sleeps.
     pub(crate) fn announce(&self) {
-        self.asleep.store(true, Ordering::Relaxed);
+        // A swap like the senders': each reads the newest value, so the last of them decides. The
+        // model of a plain store lets an earlier swap come out on top of it.
+        self.asleep.swap(true, Ordering::Relaxed);
         fence(Ordering::SeqCst);
     }
 
