@@ -10,7 +10,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
-use crate::process;
+use crate::{prerequisites, process};
 
 /// The coverage that libFuzzer is guided by.
 const INSTRUMENTATION: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
@@ -49,6 +49,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             directories(&committed)?.join(", ")
         );
     }
+    prerequisites::install(prerequisites::FUZZ)?;
     let binary = build()?;
     for target in targets {
         let learnt = process::root().join("target/fuzz/corpus").join(&target);

@@ -34,6 +34,9 @@ pub(crate) const BENCH: &[Package] = &[
     ("valgrind", "instruction counts"),
 ];
 
+/// What the fuzzer needs.
+pub(crate) const FUZZ: &[Package] = &[("g++", "libFuzzer, which is C++")];
+
 /// The Python packages of the tests, exact.
 const PYTHON: &[&str] = &["aioice==0.13.0"];
 
