@@ -5,6 +5,10 @@ use std::process::ExitCode;
 
 use towpath_server::config::ReadError;
 
+/// What clap ends with for wrong usage.
+const USAGE: u8 = 2;
+/// sysexits' EX_NOPERM.
+const PRIVILEGE: u8 = 77;
 /// sysexits' EX_CONFIG.
 const CONFIG: u8 = 78;
 
@@ -13,6 +17,10 @@ const CONFIG: u8 = 78;
 pub(crate) enum Failure {
     /// What was asked for did not work.
     Runtime(String),
+    /// The command line asks for something that cannot be.
+    Usage(String),
+    /// A privilege is missing.
+    Privilege(String),
     /// The configuration is wrong.
     Config(ReadError),
 }
@@ -22,6 +30,8 @@ impl Failure {
     pub(crate) fn report(self) -> ExitCode {
         let (texts, code) = match self {
             Self::Runtime(text) => (vec![text], 1),
+            Self::Usage(text) => (vec![text], USAGE),
+            Self::Privilege(text) => (vec![text], PRIVILEGE),
             Self::Config(ReadError::Wrong(errors)) => {
                 (errors.0.iter().map(ToString::to_string).collect(), CONFIG)
             }

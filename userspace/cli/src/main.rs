@@ -3,12 +3,18 @@
 
 mod config;
 mod exit;
+mod serve;
+mod status;
+mod user;
 
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 
 use exit::Failure;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// A TURN and STUN relay for Linux, and the tools around it.
 #[derive(Parser)]
@@ -20,17 +26,28 @@ struct Arguments {
 
 const EXAMPLES: &str = "\
 Examples:
-  towpath config default > towpath.toml       write a commented configuration
-  towpath config check towpath.toml           say what is wrong with it, and where
+  towpath serve                                serve at once, with a user made up for trying
+  towpath config default > towpath.toml        write a commented configuration
+  towpath user add alice --config towpath.toml add a user to it
+  towpath config check towpath.toml            say what is wrong with it, and where
+  towpath serve --config towpath.toml          serve
+  towpath status                               what the server of this machine does
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 77 a privilege is missing, 78 the configuration is
 wrong.";
 
 #[derive(Subcommand)]
 enum Command {
+    /// Relay: run the server until SIGTERM or Ctrl-C
+    Serve(serve::Arguments),
+    /// Show what the server of this machine does
+    Status(status::Arguments),
     /// Print or check a configuration
     #[command(subcommand)]
     Config(config::Command),
+    /// Manage users
+    #[command(subcommand)]
+    User(user::Command),
     /// Print completions for a shell
     Completions {
         /// The shell
@@ -48,11 +65,24 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<(), Failure> {
     match command {
+        Command::Serve(arguments) => serve::run(arguments),
+        Command::Status(arguments) => status::run(arguments),
         Command::Config(command) => config::run(command),
+        Command::User(command) => user::run(command),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Arguments::command(), "towpath", &mut script);
             exit::print(&script)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
     }
 }

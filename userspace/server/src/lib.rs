@@ -5,3 +5,17 @@
 #![forbid(unsafe_code)]
 
 pub mod config;
+mod control;
+pub mod directories;
+pub mod generated;
+pub mod host;
+pub mod log;
+mod metrics;
+pub mod plan;
+pub mod server;
+mod shard;
+pub mod status;
+mod vitals;
+
+pub use control::StopSignal;
+pub use control::socket::{ControlSocketError, StatusError, read_status};

@@ -1,0 +1,254 @@
+//! `towpath status`: what the server of this machine does.
+
+use std::fmt::{self, Display, Write as _};
+
+use clap::Args;
+use towpath_server::read_status;
+use towpath_server::status::Status;
+
+use crate::exit::{self, Failure};
+use crate::serve::Places;
+
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  towpath status
+  towpath status --json | jq .rates")]
+pub(crate) struct Arguments {
+    /// Print everything, as JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    places: Places,
+}
+
+pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
+    let Arguments { json, places } = arguments;
+    let directories = places.choose()?;
+    let status = read_status(&directories.control_socket())
+        .map_err(|error| Failure::Runtime(error.to_string()))?;
+    let text = if json {
+        let mut text = serde_json::to_string_pretty(&status)
+            .map_err(|error| Failure::Runtime(error.to_string()))?;
+        text.push('\n');
+        text
+    } else {
+        Shown(&status).to_string()
+    };
+    exit::print(text.as_bytes())
+}
+
+/// A status for people.
+struct Shown<'a>(&'a Status);
+
+impl Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let status = self.0;
+        let state = if status.unready.is_empty() {
+            "ready".to_owned()
+        } else {
+            format!("not ready: {}", status.unready.join("; "))
+        };
+        writeln!(f, "towpath {}, process {}", status.version, status.pid)?;
+        line(
+            f,
+            "state",
+            format_args!("{state}, up {}", Span(status.uptime_s)),
+        )?;
+        let driver = &status.driver;
+        line(
+            f,
+            "driver",
+            format_args!("{} ({})", driver.in_use, driver.reason),
+        )?;
+        for capability in &status.capabilities {
+            if let Some(missing) = &capability.missing {
+                let (name, fallback) = (&capability.name, &capability.fallback);
+                line(
+                    f,
+                    "",
+                    format_args!("without {name} ({missing}): {fallback}"),
+                )?;
+            }
+        }
+        let listen: Vec<_> = status.listen.iter().map(ToString::to_string).collect();
+        line(f, "listening", listen.join(", "))?;
+        line(f, "relaying from", relay_addresses(status))?;
+        line(
+            f,
+            "realm",
+            format_args!("{}, {} users", status.realm, status.users),
+        )?;
+        line(
+            f,
+            "allocations",
+            format_args!("{} ({} made)", status.allocations, status.allocations_made),
+        )?;
+        let (first, last) = status.port_range;
+        let free = status.ports.saturating_sub(status.ports_in_use);
+        line(
+            f,
+            "relayed ports",
+            format_args!(
+                "{} in use, {free} free ({first}-{last})",
+                status.ports_in_use
+            ),
+        )?;
+        self.traffic(f)?;
+        self.requests(f)?;
+        for (index, note) in status.notes.iter().enumerate() {
+            line(f, if index == 0 { "notes" } else { "" }, note)?;
+        }
+        Ok(())
+    }
+}
+
+impl Shown<'_> {
+    fn traffic(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (rates, relayed) = (&self.0.rates, &self.0.relayed);
+        line(
+            f,
+            "rate",
+            format_args!(
+                "{:.0} packets/s, {}bit/s over the last {:.0} s",
+                rates.packets_per_s,
+                Scaled(rates.bytes_per_s * 8.0),
+                rates.window_s
+            ),
+        )?;
+        for (name, packets, bytes) in [
+            ("to peers", relayed.packets_to_peers, relayed.bytes_to_peers),
+            (
+                "to clients",
+                relayed.packets_to_clients,
+                relayed.bytes_to_clients,
+            ),
+        ] {
+            line(
+                f,
+                name,
+                format_args!("{packets} packets, {}B", Scaled(bytes as f64)),
+            )?;
+        }
+        let shards: Vec<_> = self
+            .0
+            .shards
+            .iter()
+            .map(|shard| shard.allocations.to_string())
+            .collect();
+        line(
+            f,
+            "shards",
+            format_args!("{}, allocations {}", shards.len(), shards.join(" ")),
+        )
+    }
+
+    fn requests(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let requests = self
+            .0
+            .requests
+            .iter()
+            .filter(|(_, counts)| counts.requests > 0);
+        let requests: Vec<_> = requests
+            .map(|(name, counts)| format!("{name} {}/{}", counts.successes, counts.requests))
+            .collect();
+        line(f, "requests", or_none(&requests))?;
+        let errors: Vec<_> = self
+            .0
+            .errors
+            .iter()
+            .map(|(code, count)| format!("{code}: {count}"))
+            .collect();
+        line(f, "error responses", or_none(&errors))?;
+        let engine = self.0.engine.iter().filter_map(|(name, count)| {
+            Some((name.strip_prefix("drop_")?, *count)).filter(|(_, count)| *count > 0)
+        });
+        let drops: Vec<_> = self
+            .0
+            .drops
+            .iter()
+            .map(|(name, count)| (name.as_str(), *count))
+            .chain(engine)
+            .map(|(name, count)| format!("{name}: {count}"))
+            .collect();
+        line(f, "drops", or_none(&drops))
+    }
+}
+
+fn line(f: &mut fmt::Formatter<'_>, name: &str, value: impl Display) -> fmt::Result {
+    writeln!(f, "  {name:<16} {value}")
+}
+
+fn or_none(list: &[String]) -> String {
+    if list.is_empty() {
+        "none".to_owned()
+    } else {
+        list.join(", ")
+    }
+}
+
+fn relay_addresses(status: &Status) -> String {
+    let mut text = String::new();
+    for (index, address) in status.relay_addresses.iter().enumerate() {
+        let separator = if index == 0 { "" } else { ", " };
+        let _ = write!(text, "{separator}{}", address.local);
+        if address.public != address.local {
+            let _ = write!(text, " (public {})", address.public);
+        }
+    }
+    text
+}
+
+/// Seconds as days, hours, minutes and seconds; the two largest that are there.
+struct Span(u64);
+
+impl Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (days, hours) = (self.0 / 86_400, self.0 / 3600 % 24);
+        let (minutes, seconds) = (self.0 / 60 % 60, self.0 % 60);
+        match (days, hours, minutes) {
+            (0, 0, 0) => write!(f, "{seconds} s"),
+            (0, 0, _) => write!(f, "{minutes} min {seconds} s"),
+            (0, _, _) => write!(f, "{hours} h {minutes} min"),
+            (_, _, _) => write!(f, "{days} d {hours} h"),
+        }
+    }
+}
+
+/// A number with a decimal prefix, and room for a unit behind it.
+pub(crate) struct Scaled(pub(crate) f64);
+
+impl Display for Scaled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut value = self.0;
+        for prefix in ["", "k", "M", "G"] {
+            if value < 1000.0 {
+                let digits = if prefix.is_empty() { 0 } else { 1 };
+                return write!(f, "{value:.digits$} {prefix}");
+            }
+            value /= 1000.0;
+        }
+        write!(f, "{value:.1} T")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_shown_with_the_prefix_that_fits() {
+        let shown: Vec<_> = [0.0, 999.0, 1500.0, 2.5e9, 3e15]
+            .map(|value| Scaled(value).to_string())
+            .into();
+        assert_eq!(shown, ["0 ", "999 ", "1.5 k", "2.5 G", "3000.0 T"]);
+    }
+
+    #[test]
+    fn spans_are_shown_by_their_two_largest_parts() {
+        let shown: Vec<_> = [5, 61, 3_660, 90_000]
+            .map(|span| Span(span).to_string())
+            .into();
+        assert_eq!(shown, ["5 s", "1 min 1 s", "1 h 1 min", "1 d 1 h"]);
+    }
+}

@@ -1,0 +1,300 @@
+//! Prometheus metrics: read from the shards' counters when somebody asks. Labels are shards,
+//! reasons, methods and codes, never users or addresses: their number is bounded.
+
+use std::fmt;
+use std::sync::Arc;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric as _, MetricEncoder};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Registry;
+use towpath_engine::Counter;
+use towpath_proto::relay::{DropReason, ERROR_CODES, RequestKind};
+
+use crate::vitals::{ShardVitals, VERSION, Vitals};
+
+/// Engine counters that start with this are drops.
+const ENGINE_DROP: &str = "drop_";
+
+/// The media type of [`render`].
+pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// The metrics of a server.
+pub(crate) fn registry(vitals: Arc<Vitals>) -> Registry {
+    let mut registry = Registry::with_prefix("towpath");
+    registry.register_collector(Box::new(ServerCollector { vitals }));
+    registry
+}
+
+/// The metrics as text.
+pub(crate) fn render(registry: &Registry) -> Result<String, fmt::Error> {
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, registry)?;
+    Ok(text)
+}
+
+#[derive(Debug)]
+struct ServerCollector {
+    vitals: Arc<Vitals>,
+}
+
+impl Collector for ServerCollector {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let mut out = Out {
+            encoder,
+            vitals: &self.vitals,
+        };
+        out.server()?;
+        out.traffic()?;
+        out.allocations()?;
+        out.requests()?;
+        out.drops()?;
+        out.engine()
+    }
+}
+
+struct Out<'e, 'v> {
+    encoder: DescriptorEncoder<'e>,
+    vitals: &'v Vitals,
+}
+
+impl Out<'_, '_> {
+    fn server(&mut self) -> fmt::Result {
+        let vitals = self.vitals;
+        let build = [("version", VERSION.to_owned())];
+        self.family(
+            "build",
+            "What is running",
+            MetricType::Info,
+            |mut encoder| encoder.encode_info(&build),
+        )?;
+        let driver = [("driver", vitals.report.driver.name().to_owned())];
+        self.family(
+            "driver",
+            "What carries the packets",
+            MetricType::Info,
+            |mut encoder| encoder.encode_info(&driver),
+        )?;
+        self.gauge(
+            "start_time_seconds",
+            "When the server started",
+            vitals.started_unix_s(),
+        )?;
+        self.gauge(
+            "users",
+            "Users that are configured",
+            vitals.relay.users.len() as u64,
+        )?;
+        self.gauge(
+            "relay_ports",
+            "Relayed ports there can be",
+            vitals.relayed_ports,
+        )
+    }
+
+    fn traffic(&mut self) -> fmt::Result {
+        self.directions(
+            "relay_packets",
+            "Datagrams relayed",
+            |shard| shard.relay.packets_to_peers.value(),
+            |shard| shard.relay.packets_to_clients.value(),
+        )?;
+        self.directions(
+            "relay_bytes",
+            "Payload bytes relayed",
+            |shard| shard.relay.bytes_to_peers.value(),
+            |shard| shard.relay.bytes_to_clients.value(),
+        )?;
+        self.directions(
+            "relay_indications",
+            "Of the datagrams relayed, those in Send or Data indications",
+            |shard| shard.relay.send_indications.value(),
+            |shard| shard.relay.data_indications.value(),
+        )
+    }
+
+    fn allocations(&mut self) -> fmt::Result {
+        self.shard_gauge("allocations", "Allocations that exist", |shard| {
+            shard.relay.allocations.value()
+        })?;
+        self.shard_gauge("relay_ports_in_use", "Relayed ports in use", |shard| {
+            shard.relay.ports_in_use.value()
+        })?;
+        self.shard_counter("allocations_made", "Allocations made", |shard| {
+            shard.relay.allocations_made.value()
+        })
+    }
+
+    fn requests(&mut self) -> fmt::Result {
+        let kinds = RequestKind::ALL.map(|kind| (kind, kind.name()));
+        self.labelled(
+            "requests",
+            "Requests that arrived",
+            "method",
+            &kinds,
+            |shard, kind| shard.relay.requests(kind).value(),
+        )?;
+        self.labelled(
+            "request_successes",
+            "Requests that succeeded",
+            "method",
+            &kinds,
+            |shard, kind| shard.relay.successes(kind).value(),
+        )?;
+        let names = ERROR_CODES.map(|code| code.to_string());
+        let codes: Vec<_> = ERROR_CODES
+            .into_iter()
+            .zip(names.iter().map(String::as_str))
+            .collect();
+        self.labelled(
+            "error_responses",
+            "Error responses sent",
+            "code",
+            &codes,
+            |shard, code| {
+                shard
+                    .relay
+                    .errors(code)
+                    .map_or(0, |counter| counter.value())
+            },
+        )?;
+        self.shard_counter(
+            "retransmissions",
+            "Requests answered again because they were retransmitted",
+            |shard| shard.relay.retransmissions.value(),
+        )
+    }
+
+    fn drops(&mut self) -> fmt::Result {
+        let relay: Vec<_> = DropReason::ALL
+            .iter()
+            .map(|&why| (why, why.name()))
+            .collect();
+        self.labelled(
+            "relay_drops",
+            "Datagrams the relay dropped",
+            "reason",
+            &relay,
+            |shard, reason| shard.relay.drops(reason).value(),
+        )?;
+        let engine: Vec<_> = Counter::ALL
+            .iter()
+            .filter_map(|&counter| Some((counter, counter.name().strip_prefix(ENGINE_DROP)?)))
+            .collect();
+        self.labelled(
+            "engine_drops",
+            "Datagrams the engine dropped",
+            "reason",
+            &engine,
+            |shard, counter| shard.engine.value(counter),
+        )?;
+        self.shard_counter(
+            "notices_lost",
+            "Log lines lost because too many waited",
+            |shard| shard.relay.notices_lost.value() + shard.notices.lost(),
+        )
+    }
+
+    fn engine(&mut self) -> fmt::Result {
+        for &counter in Counter::ALL {
+            if counter.name().starts_with(ENGINE_DROP) {
+                continue;
+            }
+            let name = format!("engine_{}", counter.name());
+            let help = counter.help().trim().trim_end_matches('.');
+            self.shard_counter(&name, help, |shard| shard.engine.value(counter))?;
+        }
+        Ok(())
+    }
+
+    fn family(
+        &mut self,
+        name: &str,
+        help: &str,
+        kind: MetricType,
+        encode: impl FnOnce(MetricEncoder<'_>) -> fmt::Result,
+    ) -> fmt::Result {
+        encode(self.encoder.encode_descriptor(name, help, None, kind)?)
+    }
+
+    fn gauge(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
+        self.family(name, help, MetricType::Gauge, |encoder| {
+            ConstGauge::new(signed(value)).encode(encoder)
+        })
+    }
+
+    fn shard_gauge(
+        &mut self,
+        name: &str,
+        help: &str,
+        value: impl Fn(&ShardVitals) -> u64,
+    ) -> fmt::Result {
+        let vitals = self.vitals;
+        self.family(name, help, MetricType::Gauge, |mut encoder| {
+            for (index, shard) in vitals.shards.iter().enumerate() {
+                let labels = [("shard", index.to_string())];
+                ConstGauge::new(signed(value(shard))).encode(encoder.encode_family(&labels)?)?;
+            }
+            Ok(())
+        })
+    }
+
+    fn shard_counter(
+        &mut self,
+        name: &str,
+        help: &str,
+        value: impl Fn(&ShardVitals) -> u64,
+    ) -> fmt::Result {
+        let vitals = self.vitals;
+        self.family(name, help, MetricType::Counter, |mut encoder| {
+            for (index, shard) in vitals.shards.iter().enumerate() {
+                let labels = [("shard", index.to_string())];
+                ConstCounter::new(value(shard)).encode(encoder.encode_family(&labels)?)?;
+            }
+            Ok(())
+        })
+    }
+
+    fn labelled<T: Copy>(
+        &mut self,
+        name: &str,
+        help: &str,
+        label: &'static str,
+        values: &[(T, &str)],
+        count: impl Fn(&ShardVitals, T) -> u64,
+    ) -> fmt::Result {
+        let vitals = self.vitals;
+        self.family(name, help, MetricType::Counter, |mut encoder| {
+            for (index, shard) in vitals.shards.iter().enumerate() {
+                for (value, value_name) in values {
+                    let labels = [
+                        ("shard", index.to_string()),
+                        (label, (*value_name).to_owned()),
+                    ];
+                    let counter = ConstCounter::new(count(shard, *value));
+                    counter.encode(encoder.encode_family(&labels)?)?;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn directions(
+        &mut self,
+        name: &str,
+        help: &str,
+        to_peers: fn(&ShardVitals) -> u64,
+        to_clients: fn(&ShardVitals) -> u64,
+    ) -> fmt::Result {
+        let directions = [(to_peers, "to_peers"), (to_clients, "to_clients")];
+        self.labelled(name, help, "direction", &directions, |shard, count| {
+            count(shard)
+        })
+    }
+}
+
+fn signed(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,399 @@
+//! What a configuration means on this machine: which addresses are listened on and relayed from.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use nix::errno::Errno;
+use towpath_engine::{Driver, EngineConfig};
+use towpath_proto::relay::{
+    Credential, RelayAddress, RelayConfig, RelayConfigError, RelayLimits, Users,
+};
+
+use crate::config::{Config, ConfigErrors, DriverChoice, MAX_SHARDS, Placed, Problem};
+use crate::host::{self, Host};
+
+/// What SOFTWARE says.
+const SOFTWARE: &str = concat!("towpath ", env!("CARGO_PKG_VERSION"));
+
+/// What the engine and the machines are started with.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// What the machines are told.
+    pub relay: Arc<RelayConfig>,
+    /// What the engine is told; its steering key is the caller's to set.
+    pub engine: EngineConfig,
+    /// What is not as the configuration says, and why.
+    pub notes: Vec<Note>,
+}
+
+/// A difference between configuration and machine that does not stop the start.
+#[derive(thiserror::Error, Clone, PartialEq, Eq, Debug)]
+pub enum Note {
+    /// The machine has no IPv6.
+    #[error("this machine has no IPv6: {0} is not listened on")]
+    NoIpv6(SocketAddr),
+    /// More addresses than allocations can be given.
+    #[error("this machine has {count} addresses; allocations are given the first {limit} of them")]
+    ManyAddresses {
+        /// How many there are.
+        count: usize,
+        /// How many are used.
+        limit: usize,
+    },
+    /// One shard per core would be more than there are relayed ports.
+    #[error("relay.port_range has ports for {0} shards only")]
+    FewerShards(u16),
+    /// Nobody can ask for an allocation.
+    #[error("auth.users is empty: only Binding requests are answered; see `towpath user add`")]
+    NoUsers,
+}
+
+/// Why a configuration cannot be served on this machine.
+#[derive(thiserror::Error, Debug)]
+pub enum PlanError {
+    /// The configuration does not fit this machine.
+    #[error(transparent)]
+    Config(#[from] ConfigErrors),
+    /// Something listens there already.
+    #[error("{0} is in use already: another server, or another towpath, listens there")]
+    InUse(SocketAddr),
+    /// Listening there takes a privilege.
+    #[error(
+        "listening on {0} takes a privilege that is missing; give the program CAP_NET_BIND_SERVICE \
+         or use a port from 1024"
+    )]
+    Privilege(SocketAddr),
+    /// The system refuses for another reason.
+    #[error("cannot listen on {address}: {error}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// No interface has an address that allocations could be given.
+    #[error("no address of this machine can be given to allocations; set relay.relay_addresses")]
+    NoRelayAddress,
+    /// The machine refuses what the checks let through.
+    #[error("the relay refuses this configuration: {0}")]
+    Relay(#[from] RelayConfigError),
+}
+
+impl Plan {
+    /// Settles everything the machine decides. `more_users` are those that the configuration does
+    /// not name.
+    pub fn new<'a>(
+        config: &'a Config,
+        host: &Host,
+        nonce_secret: [u8; 32],
+        more_users: impl IntoIterator<Item = (&'a str, Credential)>,
+    ) -> Result<Self, PlanError> {
+        let mut notes = Vec::new();
+        let listeners = listeners(config, &mut notes)?;
+        let relay_addresses = relay_addresses(config, host, &listeners, &mut notes)?;
+        let shards = shards(config, host, &mut notes);
+        let named = config
+            .auth
+            .users
+            .iter()
+            .map(|(name, keys)| (name.as_str(), keys.clone()));
+        let users: Users = named.chain(more_users).collect();
+        if users.is_empty() {
+            notes.push(Note::NoUsers);
+        }
+        let relay = RelayConfig {
+            realm: config.relay.realm.clone(),
+            software: Some(SOFTWARE.to_owned()),
+            listeners: listeners.clone(),
+            relay_addresses,
+            own_addresses: host.addresses.clone(),
+            port_range: config.relay.port_range.clone(),
+            shards,
+            users,
+            access: config.access.clone(),
+            limits: RelayLimits::default(),
+            nonce_secret,
+        };
+        relay.validate()?;
+        let engine = EngineConfig {
+            listeners,
+            shards,
+            driver: match config.relay.driver {
+                DriverChoice::Auto => Driver::Auto,
+                DriverChoice::IoUring => Driver::IoUring,
+                DriverChoice::Epoll => Driver::Epoll,
+            },
+            max_ports_per_shard: relay.ports_per_shard(),
+            ..EngineConfig::default()
+        };
+        Ok(Self {
+            relay: Arc::new(relay),
+            engine,
+            notes,
+        })
+    }
+
+    /// How many relayed ports there can be at a time.
+    pub fn relayed_ports(&self) -> u64 {
+        let ports = u64::from(self.relay.port_range.end() - self.relay.port_range.start()) + 1;
+        ports * self.relay.relay_addresses.len() as u64
+    }
+}
+
+fn listeners(config: &Config, notes: &mut Vec<Note>) -> Result<Vec<SocketAddr>, PlanError> {
+    let mut listeners = Vec::new();
+    let mut no_ipv6 = None;
+    for Placed { value: address, .. } in &config.relay.listen {
+        match host::try_listen(*address) {
+            Ok(()) => listeners.push(*address),
+            Err(error) if is_without_ipv6(*address, &error) => {
+                notes.push(Note::NoIpv6(*address));
+                no_ipv6 = Some((*address, error));
+            }
+            Err(error) => return Err(refused(*address, error)),
+        }
+    }
+    match no_ipv6 {
+        Some((address, error)) if listeners.is_empty() => Err(PlanError::Listen { address, error }),
+        Some(_) | None => Ok(listeners),
+    }
+}
+
+/// Whether `[::]` failed because there is no IPv6 at all. A single IPv6 address that cannot be had
+/// is an error: somebody named it.
+fn is_without_ipv6(address: SocketAddr, error: &io::Error) -> bool {
+    let missing = [Errno::EAFNOSUPPORT, Errno::EADDRNOTAVAIL].map(|errno| Some(errno as i32));
+    address.is_ipv6() && address.ip().is_unspecified() && missing.contains(&error.raw_os_error())
+}
+
+fn refused(address: SocketAddr, error: io::Error) -> PlanError {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => PlanError::InUse(address),
+        io::ErrorKind::PermissionDenied => PlanError::Privilege(address),
+        _ => PlanError::Listen { address, error },
+    }
+}
+
+fn relay_addresses(
+    config: &Config,
+    host: &Host,
+    listeners: &[SocketAddr],
+    notes: &mut Vec<Note>,
+) -> Result<Vec<RelayAddress>, PlanError> {
+    let configured = &config.relay.relay_addresses;
+    for placed in configured {
+        let local = placed.value.local;
+        let Err(error) = host::try_listen(SocketAddr::new(local, 0)) else {
+            continue;
+        };
+        return Err(if error.kind() == io::ErrorKind::AddrNotAvailable {
+            config.error_at(placed, Problem::NotLocal(local)).into()
+        } else {
+            PlanError::Listen {
+                address: SocketAddr::new(local, 0),
+                error,
+            }
+        });
+    }
+    if !configured.is_empty() {
+        return Ok(configured.iter().map(|placed| placed.value).collect());
+    }
+    let mut addresses = listened_on(host, listeners);
+    let count = addresses.len();
+    if count == 0 {
+        return Err(PlanError::NoRelayAddress);
+    }
+    if count > RelayConfig::MAX_RELAY_ADDRESSES {
+        addresses.truncate(RelayConfig::MAX_RELAY_ADDRESSES);
+        notes.push(Note::ManyAddresses {
+            count,
+            limit: RelayConfig::MAX_RELAY_ADDRESSES,
+        });
+    }
+    Ok(addresses.into_iter().map(RelayAddress::direct).collect())
+}
+
+/// The addresses that requests can come to. The first of each family is what an allocation of the
+/// other family than its request gets, so loopback comes last.
+fn listened_on(host: &Host, listeners: &[SocketAddr]) -> Vec<IpAddr> {
+    let mut addresses = Vec::new();
+    for listener in listeners {
+        let ip = listener.ip();
+        let all = host.addresses.iter().copied();
+        let of_listener: Vec<IpAddr> = if ip.is_unspecified() {
+            let same = |address: &IpAddr| address.is_ipv4() == ip.is_ipv4();
+            all.filter(same)
+                .filter(|address| host::is_relayable(*address))
+                .collect()
+        } else {
+            vec![ip]
+        };
+        for address in of_listener {
+            if !addresses.contains(&address) {
+                addresses.push(address);
+            }
+        }
+    }
+    addresses.sort_by_key(IpAddr::is_loopback);
+    addresses
+}
+
+fn shards(config: &Config, host: &Host, notes: &mut Vec<Note>) -> u16 {
+    if config.relay.shards > 0 {
+        return config.relay.shards;
+    }
+    let (start, end) = (
+        config.relay.port_range.start(),
+        config.relay.port_range.end(),
+    );
+    let pairs = end / 2 - start / 2 + 1;
+    let cores = host.cores.min(MAX_SHARDS);
+    if pairs < cores {
+        notes.push(Note::FewerShards(pairs));
+    }
+    cores.min(pairs)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::UdpSocket;
+
+    use super::*;
+    use crate::config::Origin;
+
+    fn config(text: &str) -> Config {
+        Config::from_text(Origin::Embedded, text.to_owned(), []).unwrap()
+    }
+
+    fn host(addresses: &[&str]) -> Host {
+        let addresses = addresses
+            .iter()
+            .map(|address| address.parse().unwrap())
+            .collect();
+        Host {
+            addresses,
+            cores: 4,
+        }
+    }
+
+    fn plan(text: &str, host: &Host) -> Result<Plan, PlanError> {
+        Plan::new(&config(text), host, [0; 32], [])
+    }
+
+    /// A port that nothing has just now.
+    fn free_port() -> u16 {
+        UdpSocket::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap()
+            .port()
+    }
+
+    /// A port and a range of relayed ports without it.
+    fn section(address: &str, more: &str) -> String {
+        let port = free_port();
+        let range = if port < 20_000 {
+            "40000-40999"
+        } else {
+            "10000-10999"
+        };
+        format!("[relay]\nlisten = [\"{address}:{port}\"]\nport_range = \"{range}\"\n{more}")
+    }
+
+    #[test]
+    fn a_wildcard_listener_relays_from_every_address_of_its_family_loopback_last() {
+        let host = host(&[
+            "127.0.0.1",
+            "::1",
+            "192.0.2.1",
+            "169.254.0.1",
+            "198.51.100.1",
+        ]);
+        let plan = plan(&section("0.0.0.0", ""), &host).unwrap();
+        let locals: Vec<_> = plan
+            .relay
+            .relay_addresses
+            .iter()
+            .map(|address| address.local.to_string())
+            .collect();
+        assert_eq!(locals, ["192.0.2.1", "198.51.100.1", "127.0.0.1"]);
+        assert_eq!(plan.relay.own_addresses, host.addresses);
+        assert_eq!((plan.relay.shards, plan.engine.shards), (4, 4));
+        assert_eq!(plan.relayed_ports(), 3000);
+        assert_eq!(plan.notes, [Note::NoUsers]);
+    }
+
+    #[test]
+    fn a_single_listener_relays_from_its_own_address() {
+        let plan = plan(&section("127.0.0.1", "shards = 1"), &host(&["192.0.2.1"])).unwrap();
+        let direct = RelayAddress::direct("127.0.0.1".parse().unwrap());
+        assert_eq!(plan.relay.relay_addresses, [direct]);
+        assert_eq!(plan.relay.shards, 1);
+    }
+
+    #[test]
+    fn a_relay_address_of_another_machine_is_an_error_with_its_line() {
+        let text = section("127.0.0.1", "relay_addresses = [\"192.0.2.77\"]");
+        let error = plan(&text, &host(&[])).unwrap_err();
+        assert!(matches!(error, PlanError::Config(_)), "{error}");
+        let shown = error.to_string();
+        assert!(
+            shown.contains("192.0.2.77") && shown.contains(":4:"),
+            "{shown}"
+        );
+    }
+
+    #[test]
+    fn a_port_that_is_taken_is_named() {
+        let holder = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let address = holder.local_addr().unwrap();
+        let range = if address.port() < 20_000 {
+            "40000-40999"
+        } else {
+            "10000-10999"
+        };
+        let text = format!("[relay]\nlisten = [\"{address}\"]\nport_range = \"{range}\"");
+        let error = plan(&text, &host(&[])).unwrap_err();
+        assert!(
+            matches!(error, PlanError::InUse(taken) if taken == address),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn few_ports_mean_few_shards_unless_shards_are_asked_for() {
+        let text = format!(
+            "[relay]\nlisten = [\"127.0.0.1:{}\"]\nport_range = \"900-903\"",
+            free_port()
+        );
+        let plan = plan(&text, &host(&["127.0.0.1"])).unwrap();
+        assert_eq!(plan.relay.shards, 2);
+        assert_eq!(plan.notes, [Note::FewerShards(2), Note::NoUsers]);
+    }
+
+    #[test]
+    fn a_missing_ipv6_stops_only_those_who_name_an_address() {
+        let missing = io::Error::from_raw_os_error(Errno::EAFNOSUPPORT as i32);
+        assert!(is_without_ipv6("[::]:3478".parse().unwrap(), &missing));
+        assert!(!is_without_ipv6(
+            "[2001:db8::1]:3478".parse().unwrap(),
+            &missing
+        ));
+        assert!(!is_without_ipv6("0.0.0.0:3478".parse().unwrap(), &missing));
+        let taken = io::Error::from_raw_os_error(Errno::EADDRINUSE as i32);
+        assert!(!is_without_ipv6("[::]:3478".parse().unwrap(), &taken));
+    }
+
+    #[test]
+    fn generated_users_count_as_users() {
+        let keys = crate::config::credential("a", "towpath", "b").unwrap();
+        let config = config(&section("127.0.0.1", ""));
+        let plan = Plan::new(&config, &host(&[]), [0; 32], [("a", keys.clone())]).unwrap();
+        assert_eq!(plan.notes, []);
+        assert_eq!(
+            plan.relay.users.find("a").map(|(_, found)| found),
+            Some(&keys)
+        );
+    }
+}

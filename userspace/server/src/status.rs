@@ -1,0 +1,317 @@
+//! What `towpath status` shows: one snapshot, as the control socket gives it.
+
+use std::collections::BTreeMap;
+use std::collections::VecDeque;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+use towpath_proto::relay::{DropReason, ERROR_CODES, RequestKind};
+
+use crate::vitals::{Relayed, VERSION, Vitals};
+
+/// A snapshot of a server. Counts are since its start unless they say otherwise.
+#[derive(Clone, Serialize, Deserialize, Debug)]
+pub struct Status {
+    /// The version of the server.
+    pub version: String,
+    /// Its process.
+    pub pid: u32,
+    /// Seconds since its start.
+    pub uptime_s: u64,
+    /// Whether new allocations can be made, and why not.
+    pub unready: Vec<String>,
+    /// Which driver carries the packets, and why.
+    pub driver: DriverStatus,
+    /// What the kernel can do for the engine.
+    pub capabilities: Vec<CapabilityStatus>,
+    /// Which runtime carries the control plane.
+    pub control_runtime: String,
+    /// Addresses listened on.
+    pub listen: Vec<SocketAddr>,
+    /// Addresses that allocations are given.
+    pub relay_addresses: Vec<RelayAddressStatus>,
+    /// First and last relayed port.
+    pub port_range: (u16, u16),
+    /// The realm.
+    pub realm: String,
+    /// Number of users.
+    pub users: u64,
+    /// Allocations that exist now.
+    pub allocations: u64,
+    /// Allocations made.
+    pub allocations_made: u64,
+    /// Relayed ports in use now.
+    pub ports_in_use: u64,
+    /// Relayed ports there can be.
+    pub ports: u64,
+    /// What was relayed.
+    pub relayed: RelayedStatus,
+    /// What is relayed per second.
+    pub rates: RateStatus,
+    /// Requests by method.
+    pub requests: BTreeMap<String, RequestStatus>,
+    /// Error responses by code.
+    pub errors: BTreeMap<u16, u64>,
+    /// Datagrams dropped by the relay, by reason; reasons without any are left out.
+    pub drops: BTreeMap<String, u64>,
+    /// What the engine counted, its own drops included.
+    pub engine: BTreeMap<String, u64>,
+    /// What each shard does.
+    pub shards: Vec<ShardStatus>,
+    /// What is not as configured.
+    pub notes: Vec<String>,
+}
+
+/// The driver in use.
+#[derive(Clone, Serialize, Deserialize, Debug)]
+pub struct DriverStatus {
+    /// What the configuration asks for.
+    pub configured: String,
+    /// What is in use.
+    pub in_use: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// Something the kernel can or cannot do.
+#[derive(Clone, Serialize, Deserialize, Debug)]
+pub struct CapabilityStatus {
+    /// What.
+    pub name: String,
+    /// Why it is not used; `None` where it is.
+    pub missing: Option<String>,
+    /// What is done without it.
+    pub fallback: String,
+}
+
+/// An address that allocations are given.
+#[derive(Clone, Serialize, Deserialize, Debug)]
+pub struct RelayAddressStatus {
+    /// Where sockets are bound.
+    pub local: IpAddr,
+    /// What clients are told.
+    pub public: IpAddr,
+}
+
+/// Packets and payload bytes in both directions.
+#[derive(Clone, Copy, Serialize, Deserialize, Debug)]
+pub struct RelayedStatus {
+    /// Datagrams from clients to peers.
+    pub packets_to_peers: u64,
+    /// Payload bytes from clients to peers.
+    pub bytes_to_peers: u64,
+    /// Datagrams from peers to clients.
+    pub packets_to_clients: u64,
+    /// Payload bytes from peers to clients.
+    pub bytes_to_clients: u64,
+}
+
+/// Rates over the last seconds.
+#[derive(Clone, Copy, Serialize, Deserialize, Debug, Default, PartialEq)]
+pub struct RateStatus {
+    /// Seconds that the rates are of.
+    pub window_s: f64,
+    /// Datagrams per second, both directions.
+    pub packets_per_s: f64,
+    /// Payload bytes per second, both directions.
+    pub bytes_per_s: f64,
+}
+
+/// Requests of one method.
+#[derive(Clone, Copy, Serialize, Deserialize, Debug)]
+pub struct RequestStatus {
+    /// Those that arrived.
+    pub requests: u64,
+    /// Those that succeeded.
+    pub successes: u64,
+}
+
+/// What one shard does.
+#[derive(Clone, Copy, Serialize, Deserialize, Debug)]
+pub struct ShardStatus {
+    /// Allocations that exist now.
+    pub allocations: u64,
+    /// Datagrams relayed, both directions.
+    pub packets: u64,
+}
+
+impl Status {
+    pub(crate) fn new(vitals: &Vitals, rates: RateStatus, control_runtime: &str) -> Self {
+        let relay = &vitals.relay;
+        let Relayed {
+            packets_to_peers,
+            bytes_to_peers,
+            packets_to_clients,
+            bytes_to_clients,
+        } = vitals.relayed();
+        Self {
+            version: VERSION.to_owned(),
+            pid: std::process::id(),
+            uptime_s: vitals.uptime_s(),
+            unready: vitals.unready().into_iter().map(str::to_owned).collect(),
+            driver: DriverStatus {
+                configured: vitals.driver.to_string(),
+                in_use: vitals.report.driver.name().to_owned(),
+                reason: vitals.report.reason.clone(),
+            },
+            capabilities: capabilities(vitals),
+            control_runtime: control_runtime.to_owned(),
+            listen: relay.listeners.clone(),
+            relay_addresses: relay
+                .relay_addresses
+                .iter()
+                .map(|address| RelayAddressStatus {
+                    local: address.local,
+                    public: address.public,
+                })
+                .collect(),
+            port_range: (*relay.port_range.start(), *relay.port_range.end()),
+            realm: relay.realm.clone(),
+            users: relay.users.len() as u64,
+            allocations: vitals.sum(|shard| shard.relay.allocations.value()),
+            allocations_made: vitals.sum(|shard| shard.relay.allocations_made.value()),
+            ports_in_use: vitals.ports_in_use(),
+            ports: vitals.relayed_ports,
+            relayed: RelayedStatus {
+                packets_to_peers,
+                bytes_to_peers,
+                packets_to_clients,
+                bytes_to_clients,
+            },
+            rates,
+            requests: requests(vitals),
+            errors: errors(vitals),
+            drops: drops(vitals),
+            engine: vitals.engine_totals(),
+            shards: vitals
+                .shards
+                .iter()
+                .map(|shard| ShardStatus {
+                    allocations: shard.relay.allocations.value(),
+                    packets: shard.relay.packets_to_peers.value()
+                        + shard.relay.packets_to_clients.value(),
+                })
+                .collect(),
+            notes: vitals.notes.clone(),
+        }
+    }
+}
+
+fn capabilities(vitals: &Vitals) -> Vec<CapabilityStatus> {
+    vitals
+        .report
+        .capabilities
+        .iter()
+        .map(|capability| CapabilityStatus {
+            name: capability.name.to_owned(),
+            missing: capability.missing.clone(),
+            fallback: capability.fallback.to_owned(),
+        })
+        .collect()
+}
+
+fn requests(vitals: &Vitals) -> BTreeMap<String, RequestStatus> {
+    RequestKind::ALL
+        .into_iter()
+        .map(|kind| {
+            let counts = RequestStatus {
+                requests: vitals.sum(|shard| shard.relay.requests(kind).value()),
+                successes: vitals.sum(|shard| shard.relay.successes(kind).value()),
+            };
+            (kind.name().to_owned(), counts)
+        })
+        .collect()
+}
+
+fn errors(vitals: &Vitals) -> BTreeMap<u16, u64> {
+    let count = |code| {
+        vitals.sum(|shard| {
+            shard
+                .relay
+                .errors(code)
+                .map_or(0, |counter| counter.value())
+        })
+    };
+    ERROR_CODES
+        .into_iter()
+        .map(|code| (code, count(code)))
+        .filter(|(_, n)| *n > 0)
+        .collect()
+}
+
+fn drops(vitals: &Vitals) -> BTreeMap<String, u64> {
+    DropReason::ALL
+        .iter()
+        .map(|&reason| {
+            let count = vitals.sum(|shard| shard.relay.drops(reason).value());
+            (reason.name().to_owned(), count)
+        })
+        .filter(|(_, count)| *count > 0)
+        .collect()
+}
+
+/// The last few totals, for rates.
+#[derive(Debug, Default)]
+pub(crate) struct RateWindow {
+    samples: VecDeque<(Instant, Relayed)>,
+}
+
+impl RateWindow {
+    /// How many samples make the window; one is taken each second.
+    const SAMPLES: usize = 11;
+
+    pub(crate) fn sample(&mut self, now: Instant, relayed: Relayed) {
+        if self.samples.len() == Self::SAMPLES {
+            self.samples.pop_front();
+        }
+        self.samples.push_back((now, relayed));
+    }
+
+    pub(crate) fn rates(&self) -> RateStatus {
+        let (Some((start, first)), Some((end, last))) = (self.samples.front(), self.samples.back())
+        else {
+            return RateStatus::default();
+        };
+        let window_s = end.duration_since(*start).as_secs_f64();
+        if window_s <= 0.0 {
+            return RateStatus::default();
+        }
+        let packets = |relayed: &Relayed| relayed.packets_to_peers + relayed.packets_to_clients;
+        let bytes = |relayed: &Relayed| relayed.bytes_to_peers + relayed.bytes_to_clients;
+        RateStatus {
+            window_s,
+            packets_per_s: (packets(last) - packets(first)) as f64 / window_s,
+            bytes_per_s: (bytes(last) - bytes(first)) as f64 / window_s,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn rates_are_of_the_last_ten_seconds() {
+        let mut window = RateWindow::default();
+        assert_eq!(window.rates(), RateStatus::default());
+        let start = Instant::now();
+        for second in 0..30_u64 {
+            let relayed = Relayed {
+                packets_to_peers: if second < 15 { 0 } else { (second - 15) * 70 },
+                packets_to_clients: if second < 15 { 0 } else { (second - 15) * 30 },
+                bytes_to_peers: second * 1000,
+                bytes_to_clients: 0,
+            };
+            window.sample(start + Duration::from_secs(second), relayed);
+        }
+        let expected = RateStatus {
+            window_s: 10.0,
+            packets_per_s: 100.0,
+            bytes_per_s: 1000.0,
+        };
+        assert_eq!(window.rates(), expected);
+    }
+}
