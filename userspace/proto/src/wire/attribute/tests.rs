@@ -1,6 +1,7 @@
 use std::fmt::Debug;
 
 use super::*;
+use crate::wire::Code;
 
 const ID: TransactionId = TransactionId(*b"\xb7\xe7\xa7\x01\xbc\x34\xd6\x86\xfa\x87\xdf\xae");
 
