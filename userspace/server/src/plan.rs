@@ -391,9 +391,11 @@ mod tests {
         let config = config(&section("127.0.0.1", ""));
         let plan = Plan::new(&config, &host(&[]), [0; 32], [("a", keys.clone())]).unwrap();
         assert_eq!(plan.notes, []);
-        assert_eq!(
-            plan.relay.users.find("a").map(|(_, found)| found),
-            Some(&keys)
-        );
+        let found = plan
+            .relay
+            .users
+            .find("a")
+            .map(|user| user.credential().clone());
+        assert_eq!(found, Some(keys));
     }
 }
