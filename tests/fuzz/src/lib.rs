@@ -8,8 +8,10 @@
 
 mod bytes;
 mod channel_data;
+mod client;
 mod credentials;
 mod message;
+mod relay;
 mod writer;
 
 use towpath_vectors::oracle::{compare_with_stun_codec, compare_with_stun_types};
@@ -40,6 +42,14 @@ pub const TARGETS: &[Target] = &[
     Target {
         name: "credentials",
         run: credentials::fuzz,
+    },
+    Target {
+        name: "client",
+        run: client::fuzz,
+    },
+    Target {
+        name: "relay",
+        run: relay::fuzz,
     },
     Target {
         name: "stun-types",

@@ -68,9 +68,8 @@ pub enum ValueError {
 /// Longest USERNAME. RFC 8489 §14.3: "a UTF-8-encoded sequence of fewer than 509 bytes".
 pub const MAX_USERNAME_BYTES: usize = 508;
 
-/// Longest REALM, NONCE, SOFTWARE and reason phrase that is read. RFC 8489 §14.8 to §14.14: "fewer than
-/// 128 characters (which can be as long as 509 bytes when encoding them or 763 bytes when decoding
-/// them)".
+/// Longest REALM, NONCE, SOFTWARE and reason phrase that is read. RFC 8489 §14.8 to §14.14: fewer than
+/// 128 characters, which may be 509 bytes when encoded and have to be accepted up to 763.
 pub const MAX_TEXT_BYTES: usize = 763;
 
 /// An address family as attributes number it.
@@ -435,8 +434,8 @@ fixed_attribute!(
     |a| [a.0.number(), 0, 0, 0]
 );
 
-/// The second family an allocation is wanted in. RFC 8656 §18.11: "The only value … is 0x02"; IPv4 is
-/// read, so that the server can answer 400.
+/// The second family an allocation is wanted in. RFC 8656 §18.11 allows IPv6 only; IPv4 is read, so
+/// that the server can answer 400.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct AdditionalAddressFamily(pub Family);
 

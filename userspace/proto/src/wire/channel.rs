@@ -113,15 +113,14 @@ impl<'a> ChannelData<'a> {
             });
         };
         let number = u16::from_be_bytes([n0, n1]);
-        // RFC 8656 §12.6: "If the value is in the reserved range …, then the message is silently
-        // discarded."
+        // RFC 8656 §12.6: a message with a reserved channel number is silently discarded.
         let Some(channel) = ChannelNumber::new(number) else {
             return Err(ChannelDataError::Channel { number });
         };
         let claimed = usize::from(u16::from_be_bytes([l0, l1]));
         let present = rest.len();
-        // RFC 8656 §12.6: "if the UDP datagram is too short to contain the claimed length of the
-        // ChannelData message …, then the message is silently discarded."
+        // RFC 8656 §12.6: a message is silently discarded where its datagram is too short for the
+        // length it claims.
         let Some(data) = rest.get(..claimed) else {
             return Err(ChannelDataError::Truncated { claimed, present });
         };

@@ -15,7 +15,7 @@ const MAX_NONCE_BYTES: usize = 512;
 const MAX_REALM_BYTES: usize = 509;
 const MAX_ALGORITHMS_BYTES: usize = 64;
 
-/// RFC 8489 §9.2: the nonce "MUST be constructed by prepending the 'nonce cookie'".
+/// RFC 8489 §9.2: what a nonce begins with whose next four characters say what the server can do.
 const NONCE_COOKIE: &[u8] = b"obMatJos2";
 
 /// A user's name and password.
@@ -67,7 +67,7 @@ impl Session {
         let offered: Option<PasswordAlgorithms<'_>> =
             challenge.get().map_err(|_| Ignored::Malformed)?;
         // RFC 8489 §9.2.5: where the nonce says that algorithms are offered and PASSWORD-ALGORITHMS is
-        // missing, somebody on the way took it out, and "the client MUST ignore the response".
+        // missing, somebody on the way took it out, and the response is ignored.
         if offered.is_none() && promises_algorithms(nonce) {
             return Err(Ignored::BidDown);
         }

@@ -47,7 +47,7 @@ pub const MAX_TRANSACTIONS: usize = 64;
 pub const MAX_PEERS: usize = 1024;
 /// Most events that wait to be polled; the oldest goes first.
 const MAX_EVENTS: usize = 4 * MAX_PEERS;
-/// RFC 8656 §9: "the permission lifetime … MUST be 300 seconds"; renewed a minute before.
+/// RFC 8656 §9: a permission lasts for 300 seconds; it is renewed a minute before.
 const PEER_RENEWAL: Duration = Duration::from_secs(240);
 /// How long after a failed renewal of the allocation the next is tried.
 const REFRESH_RETRY: Duration = Duration::from_secs(5);
@@ -311,8 +311,7 @@ impl Client {
         let Ok(message) = ChannelData::parse(bytes) else {
             return Received::Ignored(Ignored::NotTurn);
         };
-        // RFC 8656 §12.6: "If the channel … is not bound to a peer, then the message is silently
-        // discarded."
+        // RFC 8656 §12.6: data on a channel that is not bound is silently discarded.
         match self.peers.peer_of(message.channel) {
             Some(peer) => Received::Data {
                 peer,
@@ -343,8 +342,7 @@ impl Client {
         let Ok(Some(XorPeerAddress(peer))) = message.get() else {
             return Received::Ignored(Ignored::Malformed);
         };
-        // RFC 8656 §11.4: the client "SHOULD also check that the XOR-PEER-ADDRESS attribute value
-        // contains an IP address with which the client believes there is an active permission".
+        // RFC 8656 §11.4: the client checks that it believes to have a permission for the address.
         if !self.peers.is_permitted(peer.ip()) {
             return Received::Ignored(Ignored::NotPermitted);
         }
