@@ -17,7 +17,11 @@ use towpath_proto::machine::TRANSMIT_BUFFER_BYTES;
 use crate::address::{NAME_BYTES, RECEIVE_CONTROL_BYTES};
 
 /// Free bytes in front of everything: the longest prefix fits in.
-pub(crate) const HEADROOM_BYTES: usize = 64;
+const HEADROOM_BYTES: usize = 64;
+
+/// The same for merged datagrams: with what the kernel writes in front of them, a ChannelData header
+/// for each of 64 datagrams fits in.
+const BIG_HEADROOM_BYTES: usize = 256;
 
 /// Free bytes behind everything: the longest padding fits in.
 pub(crate) const SLACK_BYTES: usize = 4;
@@ -45,6 +49,14 @@ pub(crate) enum Class {
 }
 
 impl Class {
+    /// Free bytes in front of what the kernel writes.
+    pub(crate) const fn headroom(self) -> usize {
+        match self {
+            Self::Small | Self::Own => HEADROOM_BYTES,
+            Self::Big => BIG_HEADROOM_BYTES,
+        }
+    }
+
     const fn capacity(self) -> usize {
         match self {
             Self::Small => SMALL_PAYLOAD_BYTES + RECEIVE_OVERHEAD_BYTES,
@@ -78,7 +90,7 @@ impl Buffers {
     /// Pools of as many buffers as given for each class.
     pub(crate) fn new(small: u16, big: u16, own: u16) -> io::Result<Self> {
         let [small, big, own] = [(Class::Small, small), (Class::Big, big), (Class::Own, own)]
-            .map(|(class, count)| Pool::new(class.capacity(), count));
+            .map(|(class, count)| Pool::new(class, count));
         Ok(Self {
             pools: [small?, big?, own?],
         })
@@ -101,7 +113,7 @@ impl Buffers {
         unsafe {
             pool.memory
                 .base
-                .add(usize::from(id.index) * pool.stride + HEADROOM_BYTES)
+                .add(usize::from(id.index) * pool.stride + id.class.headroom())
         }
         .as_ptr()
     }
@@ -156,8 +168,8 @@ struct Pool {
 }
 
 impl Pool {
-    fn new(capacity: usize, count: u16) -> io::Result<Self> {
-        let stride = (HEADROOM_BYTES + capacity + SLACK_BYTES).next_multiple_of(64);
+    fn new(class: Class, count: u16) -> io::Result<Self> {
+        let stride = (class.headroom() + class.capacity() + SLACK_BYTES).next_multiple_of(64);
         let memory = Mapping::new(stride * usize::from(count).max(1))?;
         // Taken from the end, so the lowest buffers are the busiest.
         let released = (0..count).rev().collect();
@@ -224,7 +236,7 @@ mod tests {
         let buffers = Buffers::new(3, 2, 2).unwrap();
         for class in [Class::Small, Class::Big, Class::Own] {
             let area = |index| buffers.kernel_area(BufferId { class, index }) as usize;
-            let need = HEADROOM_BYTES + Buffers::kernel_bytes(class) + SLACK_BYTES;
+            let need = class.headroom() + Buffers::kernel_bytes(class) + SLACK_BYTES;
             assert!(area(1) - area(0) >= need);
         }
     }

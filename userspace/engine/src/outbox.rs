@@ -5,6 +5,14 @@
 //! when flows are interleaved. The order within a flow is kept: a run that cannot take a datagram
 //! is closed, and a later run is sent later.
 //!
+//! Datagrams that lie in one buffer (a merged receive) are moved together there, headers written
+//! between them, so that the kernel copies one long piece instead of many short ones:
+//!
+//! ```text
+//!   received   [ room        ][ payload 0 ][ payload 1 ][ payload 2 ]
+//!   sent           [h][ payload 0 ][h][ payload 1 ][h][ payload 2 ]
+//! ```
+//!
 //! The memory a message points to (its header, addresses, iovecs, prefixes) lives in slots at fixed
 //! places; a slot and the buffers it holds are free again only after [`Outbox::complete`].
 //!
@@ -23,8 +31,8 @@ use crate::gso_limits::GsoLimits;
 /// The kernel cuts a message into at most this many datagrams.
 const MAX_SEGMENTS: u16 = 64;
 
-/// The most bytes of a run: an IP packet's length less room for its headers.
-const MAX_RUN_BYTES: u32 = 65_000;
+/// The most bytes of a run: the kernel builds it as one IPv4 packet first.
+const MAX_RUN_BYTES: u32 = 65_507;
 
 /// Parts of a run: a prefix, a payload and padding for each of several datagrams.
 const MAX_IOVECS: usize = 128;
@@ -47,10 +55,21 @@ pub(crate) struct Place {
     pub(crate) lent: *mut u8,
     /// Bytes in front of `lent` that nobody needs any more.
     pub(crate) room_before: usize,
-    /// Bytes of the lent area and behind it that nobody needs: from its start.
+    /// Where the bytes of the lent area and behind it that nobody needs end, from its start.
     pub(crate) end_of_room: usize,
     /// The buffer it lies in.
     pub(crate) buffer: BufferId,
+    /// Datagrams that lie behind it in the same buffer.
+    pub(crate) following: usize,
+}
+
+/// What became of a datagram that was queued.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Queued {
+    /// Whether it started a message.
+    pub(crate) starts: bool,
+    /// Behind its last byte in its buffer.
+    pub(crate) end: *mut u8,
 }
 
 /// Where a datagram leaves.
@@ -110,7 +129,11 @@ struct SendSlot {
     open: bool,
     /// Datagrams of a refused run that were sent again one by one; `NONE` before a refusal.
     resent: u16,
+    /// Behind the last byte of the last datagram in its buffer.
+    end: *mut u8,
     control: ControlBytes,
+    /// The datagram being sent again.
+    pieces: [libc::iovec; 3],
 }
 
 #[repr(C, align(8))]
@@ -129,8 +152,12 @@ struct RunBlock {
 struct Parts {
     iovecs: [libc::iovec; 3],
     count: usize,
-    /// Which part is a prefix that still has to be copied to where it stays.
+    /// The first part is a prefix that still has to be copied to where it stays.
     loose_prefix: bool,
+    /// The only part lies right behind the datagram before.
+    joins: bool,
+    /// Behind the last byte in the buffer.
+    end: *mut u8,
 }
 
 const EMPTY_IOVEC: libc::iovec = libc::iovec {
@@ -175,7 +202,7 @@ impl Outbox {
         !self.pending.is_empty()
     }
 
-    /// Queues a datagram. Returns whether it started a message; `None` where there was no room.
+    /// Queues a datagram; `None` where there was no room.
     pub(crate) fn push(
         &mut self,
         now: Timestamp,
@@ -183,82 +210,83 @@ impl Outbox {
         transmit: &Transmit,
         place: Place,
         buffers: &mut Buffers,
-    ) -> Option<bool> {
+    ) -> Option<Queued> {
         let name = Name::new(transmit.destination);
-        let parts = Parts::new(transmit, place);
-        let bytes = transmit.len() as u32;
         let home = table_place(egress.socket, transmit.destination);
         let entry = self.table[home];
-        if entry.epoch == self.epoch
-            && self.slots[usize::from(entry.slot)].is_flow(egress, &name)
-            && self.append(now, entry.slot, bytes, transmit, &parts, place, buffers)
-        {
-            return Some(false);
+        if entry.epoch == self.epoch && self.slots[usize::from(entry.slot)].is_flow(egress, &name) {
+            if let Some(end) = self.append(now, entry.slot, transmit, place, buffers) {
+                return Some(Queued { starts: false, end });
+            }
+            self.slots[usize::from(entry.slot)].open = false;
         }
-        let slot = self.start(egress, name, bytes, transmit, &parts, place, buffers)?;
+        let (slot, end) = self.start(egress, name, transmit, place, buffers)?;
         self.table[home] = Bucket {
             epoch: self.epoch,
             slot,
         };
         self.pending.push(slot);
-        Some(true)
+        Some(Queued { starts: true, end })
     }
 
-    /// Adds a datagram to an open run; `false` where it does not fit, and the run is closed.
-    #[expect(clippy::too_many_arguments, reason = "all are parts of one datagram")]
+    /// Adds a datagram to a run and returns its end; `None` where it does not fit.
     fn append(
         &mut self,
         now: Timestamp,
         index: u16,
-        bytes: u32,
         transmit: &Transmit,
-        parts: &Parts,
         place: Place,
         buffers: &mut Buffers,
-    ) -> bool {
+    ) -> Option<*mut u8> {
         let slot = &mut self.slots[usize::from(index)];
+        let bytes = transmit.len() as u32;
         let segment = u32::from(slot.segment_bytes);
         let fits = slot.open
             && bytes > 0
             && bytes <= segment
             && slot.segments < MAX_SEGMENTS
             && slot.total_bytes + bytes <= MAX_RUN_BYTES
-            && usize::from(slot.iovecs) + parts.count <= MAX_IOVECS;
+            && (slot.segments > 1
+                || self.gso && !self.limits.forbids(now, &slot.name, slot.segment_bytes));
         if !fits {
-            slot.open = false;
-            return false;
+            return None;
         }
-        if slot.segments == 1 {
-            let allowed = self.gso && !self.limits.forbids(now, &slot.name, slot.segment_bytes);
-            if !allowed || !slot.move_to_block(&mut self.free_blocks, &mut self.blocks) {
-                slot.open = false;
-                return false;
+        let parts = Parts::behind(transmit, place, slot.end);
+        if parts.joins {
+            let last = match slot.block {
+                NONE => &mut slot.single,
+                block => &mut self.blocks[usize::from(block)].iovecs[usize::from(slot.iovecs) - 1],
+            };
+            last.iov_len += parts.iovecs[0].iov_len;
+        } else {
+            if !slot.move_to_block(&mut self.free_blocks, &mut self.blocks) {
+                return None;
             }
+            let block = &mut self.blocks[usize::from(slot.block)];
+            if !block.add(usize::from(slot.iovecs), transmit, &parts) {
+                return None;
+            }
+            slot.iovecs += parts.count as u16;
+            block.hold(place.buffer, buffers);
         }
-        let block = &mut self.blocks[usize::from(slot.block)];
-        if !block.add(usize::from(slot.iovecs), transmit, parts) {
-            slot.open = false;
-            return false;
-        }
-        slot.iovecs += parts.count as u16;
+        slot.end = parts.end;
         slot.segments += 1;
         slot.total_bytes += bytes;
         slot.open = bytes == segment;
-        block.hold(place.buffer, buffers);
-        true
+        Some(parts.end)
     }
 
-    #[expect(clippy::too_many_arguments, reason = "all are parts of one datagram")]
+    /// Starts a message with a datagram; returns its number and the datagram's end.
     fn start(
         &mut self,
         egress: Egress,
         name: Name,
-        bytes: u32,
         transmit: &Transmit,
-        parts: &Parts,
         place: Place,
         buffers: &mut Buffers,
-    ) -> Option<u16> {
+    ) -> Option<(u16, *mut u8)> {
+        let bytes = transmit.len() as u32;
+        let parts = Parts::first(transmit, place);
         if parts.count > 1 && self.free_blocks.is_empty() {
             return None;
         }
@@ -276,17 +304,18 @@ impl Outbox {
         slot.block = NONE;
         slot.iovecs = parts.count as u16;
         slot.single = parts.iovecs[0];
+        slot.end = parts.end;
         if parts.count > 1 {
             slot.block = self.free_blocks.pop().expect("one was free above");
             let block = &mut self.blocks[usize::from(slot.block)];
             block.clear();
-            let added = block.add(0, transmit, parts);
+            let added = block.add(0, transmit, &parts);
             assert!(added, "an empty block takes one datagram");
             block.hold(place.buffer, buffers);
         } else {
             buffers.hold(place.buffer);
         }
-        Some(index)
+        Some((index, parts.end))
     }
 
     /// Takes the messages to give to the kernel now, oldest first.
@@ -312,15 +341,22 @@ impl Outbox {
     /// stay where they are until [`complete`](Self::complete).
     pub(crate) fn message(&mut self, index: u16) -> Message {
         let slot = &mut self.slots[usize::from(index)];
-        let (first, count) = if slot.block == NONE {
-            (&raw mut slot.single, 1)
-        } else {
-            let block = &mut self.blocks[usize::from(slot.block)];
-            let range = match slot.resent {
-                NONE => 0..usize::from(slot.iovecs),
-                resent => block.datagram(resent, slot.segment_bytes, slot.iovecs),
-            };
-            (block.iovecs[range.start..].as_mut_ptr(), range.len())
+        let whole = match slot.block {
+            NONE => std::slice::from_mut(&mut slot.single),
+            block => &mut self.blocks[usize::from(block)].iovecs[..usize::from(slot.iovecs)],
+        };
+        let (first, count) = match slot.resent {
+            NONE => (whole.as_mut_ptr(), whole.len()),
+            resent => {
+                let skip = usize::from(resent) * usize::from(slot.segment_bytes);
+                let count = clip(
+                    whole,
+                    skip,
+                    usize::from(slot.segment_bytes),
+                    &mut slot.pieces,
+                );
+                (slot.pieces.as_mut_ptr(), count)
+            }
         };
         let mut control = ControlWriter::new(&mut slot.control.0);
         if let Some(source) = slot.source {
@@ -342,7 +378,8 @@ impl Outbox {
         Message {
             socket: slot.socket,
             header: &raw const slot.header,
-            plain: (slot.block == NONE && control_bytes == 0).then_some(slot.single),
+            plain: (slot.block == NONE && control_bytes == 0 && slot.resent == NONE)
+                .then_some(slot.single),
             name: slot.name.as_ptr(),
             name_bytes: slot.name.len(),
         }
@@ -435,46 +472,120 @@ fn count_result(counters: &EngineCounters, result: i32, datagrams: u64) {
     counters.add(reason, datagrams);
 }
 
+/// Cuts `bytes` bytes behind the first `skip` ones out of `whole`; returns the number of pieces.
+/// A datagram has three parts at most, so its pieces always find room.
+fn clip(
+    whole: &[libc::iovec],
+    mut skip: usize,
+    mut bytes: usize,
+    pieces: &mut [libc::iovec; 3],
+) -> usize {
+    let mut count = 0;
+    for iovec in whole {
+        let skipped = skip.min(iovec.iov_len);
+        skip -= skipped;
+        let taken = bytes.min(iovec.iov_len - skipped);
+        if taken > 0 {
+            let base = iovec.iov_base.cast::<u8>().wrapping_add(skipped);
+            pieces[count] = libc::iovec {
+                iov_base: base.cast(),
+                iov_len: taken,
+            };
+            count += 1;
+            bytes -= taken;
+        }
+    }
+    count
+}
+
 impl Parts {
-    /// Writes prefix and padding next to the payload where there is room, and gathers otherwise.
-    fn new(transmit: &Transmit, place: Place) -> Self {
+    /// The parts of a datagram that starts a message. Where others follow in its buffer, it is moved
+    /// towards the front, so that there is room for their prefixes.
+    fn first(transmit: &Transmit, place: Place) -> Self {
+        let (start, room) = checked(transmit, &place);
+        let prefix = transmit.prefix.as_bytes().len();
+        let wanted = place.following * (prefix + usize::from(transmit.padding));
+        match room.checked_sub(prefix) {
+            Some(spare) if prefix > 0 => {
+                Self::moved(transmit, &place, start, spare.min(wanted), false)
+            }
+            Some(_) => Self::moved(transmit, &place, start, 0, false),
+            None => Self::gathered(transmit, &place, start),
+        }
+    }
+
+    /// The parts of a datagram behind others that end at `end`: joined to them where only free bytes
+    /// lie between.
+    fn behind(transmit: &Transmit, place: Place, end: *mut u8) -> Self {
+        let (start, room) = checked(transmit, &place);
+        let prefix = transmit.prefix.as_bytes().len();
+        let is_next = std::ptr::eq(start.wrapping_sub(room), end);
+        match room.checked_sub(prefix) {
+            Some(spare) if is_next => Self::moved(transmit, &place, start, spare, true),
+            Some(_) => Self::moved(transmit, &place, start, 0, false),
+            None => Self::gathered(transmit, &place, start),
+        }
+    }
+
+    /// One piece: payload moved to the front by `by`, prefix and padding written next to it.
+    fn moved(transmit: &Transmit, place: &Place, start: *mut u8, by: usize, joins: bool) -> Self {
         let prefix = transmit.prefix.as_bytes();
+        let bytes = transmit.payload.len();
         let padding = usize::from(transmit.padding);
-        let payload = &transmit.payload;
-        assert!(
-            payload.start <= payload.end && payload.end <= place.end_of_room,
-            "a transmit names bytes {payload:?} that were not lent to it"
-        );
-        assert!(padding < PADDING.len(), "{padding} bytes of padding");
-        // SAFETY: `payload` was checked to lie in the lent area.
-        let mut start = unsafe { place.lent.add(payload.start) };
-        let mut bytes = payload.len();
-        let mut parts = Self {
-            iovecs: [EMPTY_IOVEC; 3],
-            count: 0,
-            loose_prefix: false,
-        };
-        if place.room_before + payload.start >= prefix.len() {
+        if place.end_of_room - transmit.payload.end + by < padding {
+            return Self::gathered(transmit, place, start);
+        }
+        // SAFETY: as many bytes in front of the payload belong to its buffer and are free.
+        let target = unsafe { start.sub(by) };
+        if by > 0 {
+            // SAFETY: both are in the buffer, and what lies between them is free.
+            unsafe { std::ptr::copy(start, target, bytes) };
+        }
+        // SAFETY: the callers leave room for the prefix in front of the payload's new place.
+        let front = unsafe { target.sub(prefix.len()) };
+        // SAFETY: that room is free, and a prefix is no part of a buffer.
+        unsafe { std::ptr::copy_nonoverlapping(prefix.as_ptr(), front, prefix.len()) };
+        // SAFETY: the end of the payload is in its buffer.
+        let tail = unsafe { target.add(bytes) };
+        // SAFETY: the room for the padding was checked above.
+        unsafe { std::ptr::write_bytes(tail, 0, padding) };
+        let end = tail.wrapping_add(padding);
+        let mut parts = Self::none(end);
+        parts.joins = joins;
+        parts.push(front, prefix.len() + bytes + padding);
+        parts
+    }
+
+    /// Several pieces that leave the payload where it is.
+    fn gathered(transmit: &Transmit, place: &Place, start: *mut u8) -> Self {
+        let prefix = transmit.prefix.as_bytes();
+        let (bytes, padding) = (transmit.payload.len(), usize::from(transmit.padding));
+        let mut parts = Self::none(start.wrapping_add(bytes));
+        if place.room_before + transmit.payload.start >= prefix.len() {
             // SAFETY: as many bytes in front of the payload belong to its buffer and are free.
-            start = unsafe { start.sub(prefix.len()) };
-            // SAFETY: the destination was just checked; a prefix is no part of a buffer.
-            unsafe { std::ptr::copy_nonoverlapping(prefix.as_ptr(), start, prefix.len()) };
-            bytes += prefix.len();
+            let front = unsafe { start.sub(prefix.len()) };
+            // SAFETY: the same; a prefix is no part of a buffer.
+            unsafe { std::ptr::copy_nonoverlapping(prefix.as_ptr(), front, prefix.len()) };
+            parts.push(front, prefix.len() + bytes);
         } else {
             parts.loose_prefix = true;
             parts.push(prefix.as_ptr().cast_mut(), prefix.len());
-        }
-        if place.end_of_room - payload.end >= padding {
-            // SAFETY: the end of the payload is in its buffer.
-            let end = unsafe { start.add(bytes) };
-            // SAFETY: as many bytes behind the payload belong to its buffer and are free.
-            unsafe { std::ptr::write_bytes(end, 0, padding) };
-            parts.push(start, bytes + padding);
-        } else {
             parts.push(start, bytes);
+        }
+        if padding > 0 {
             parts.push(PADDING.as_ptr().cast_mut(), padding);
         }
         parts
+    }
+
+    const fn none(end: *mut u8) -> Self {
+        Self {
+            iovecs: [EMPTY_IOVEC; 3],
+            count: 0,
+            loose_prefix: false,
+            joins: false,
+            end,
+        }
     }
 
     fn push(&mut self, base: *mut u8, bytes: usize) {
@@ -484,6 +595,23 @@ impl Parts {
         };
         self.count += 1;
     }
+}
+
+/// Where a transmit's payload begins, and how many bytes in front of it are free.
+fn checked(transmit: &Transmit, place: &Place) -> (*mut u8, usize) {
+    let payload = &transmit.payload;
+    assert!(
+        payload.start <= payload.end && payload.end <= place.end_of_room,
+        "a transmit names bytes {payload:?} that were not lent to it"
+    );
+    assert!(
+        usize::from(transmit.padding) < PADDING.len(),
+        "{} bytes of padding",
+        transmit.padding
+    );
+    // SAFETY: the payload was just checked to lie in the lent area.
+    let start = unsafe { place.lent.add(payload.start) };
+    (start, place.room_before + payload.start)
 }
 
 impl SendSlot {
@@ -510,7 +638,9 @@ impl SendSlot {
             iovecs: 0,
             open: false,
             resent: NONE,
+            end: std::ptr::null_mut(),
             control: ControlBytes([0; SEND_CONTROL_BYTES]),
+            pieces: [EMPTY_IOVEC; 3],
         }
     }
 
@@ -552,8 +682,11 @@ impl RunBlock {
         self.buffer_count = 0;
     }
 
-    /// Adds a datagram's parts behind `at` others; `false` where its prefix finds no place.
+    /// Adds a datagram's parts behind `at` others; `false` where there is no place for them.
     fn add(&mut self, at: usize, transmit: &Transmit, parts: &Parts) -> bool {
+        if at + parts.count > MAX_IOVECS {
+            return false;
+        }
         let mut iovecs = parts.iovecs;
         if parts.loose_prefix {
             let Some(prefix) = self.keep_prefix(&transmit.prefix) else {
@@ -595,26 +728,6 @@ impl RunBlock {
             buffers.release(buffer);
         }
         self.buffer_count = 0;
-    }
-
-    /// The iovecs of the datagram after the first `skip` ones. Every datagram but the last is of
-    /// `segment` bytes, and none shares an iovec with another.
-    fn datagram(&self, skip: u16, segment: u16, iovecs: u16) -> std::ops::Range<usize> {
-        let total = usize::from(iovecs);
-        let begin = usize::from(skip) * usize::from(segment);
-        let end = begin + usize::from(segment);
-        let (mut offset, mut first, mut last) = (0, total, total);
-        for (index, iovec) in self.iovecs[..total].iter().enumerate() {
-            if offset == begin && first == total {
-                first = index;
-            }
-            offset += iovec.iov_len;
-            if offset >= end {
-                last = index + 1;
-                break;
-            }
-        }
-        first..last
     }
 }
 

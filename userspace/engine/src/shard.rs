@@ -10,7 +10,7 @@ use towpath_proto::machine::{
 };
 use towpath_proto::{Machine, Timestamp};
 
-use crate::buffers::{BufferId, Buffers, Class, HEADROOM_BYTES, SLACK_BYTES};
+use crate::buffers::{BufferId, Buffers, Class, SLACK_BYTES};
 use crate::counters::{Counter, EngineCounters};
 use crate::governor::RunMeter;
 use crate::mailbox::{Bell, Mailbox};
@@ -111,14 +111,16 @@ impl<M: Machine, H: Host<M>> Shard<M, H> {
             bytes => bytes,
         };
         let area = self.buffers.kernel_area(received.buffer);
-        let mut begin = 0;
-        let mut datagrams = 0;
-        loop {
+        // Behind the last byte of the buffer that is still needed.
+        let mut used = area.wrapping_sub(received.buffer.class.headroom());
+        let total = received.bytes.div_ceil(segment).max(1);
+        for index in 0..total {
+            let begin = index * segment;
             let bytes = segment.min(received.bytes - begin);
-            let is_last = begin + bytes == received.bytes;
+            let following = total - index - 1;
             // SAFETY: the driver checked that the payload lies in the kernel area.
             let lent = unsafe { area.add(received.offset + begin) };
-            // SAFETY: the buffer is held by this shard alone, and segments do not overlap.
+            // SAFETY: the buffer is held by this shard alone, and datagrams do not overlap.
             let payload = unsafe { std::slice::from_raw_parts_mut(lent, bytes) };
             let datagram = Datagram {
                 socket,
@@ -126,35 +128,29 @@ impl<M: Machine, H: Host<M>> Shard<M, H> {
                 remote: received.remote,
                 payload,
             };
-            datagrams += 1;
-            if let Some(transmit) = self.machine.handle_datagram(self.now, datagram) {
-                let place = Place {
-                    lent,
-                    // In front of the first datagram is what was parsed already; in front of the
-                    // others is a datagram that may still have to be sent.
-                    room_before: if begin == 0 {
-                        HEADROOM_BYTES + received.offset
-                    } else {
-                        0
-                    },
-                    end_of_room: bytes + if is_last { SLACK_BYTES } else { 0 },
-                    buffer: received.buffer,
-                };
-                self.send(&transmit, bytes, place);
-            }
-            begin += bytes;
-            if is_last {
-                break;
+            let Some(transmit) = self.machine.handle_datagram(self.now, datagram) else {
+                continue;
+            };
+            let place = Place {
+                lent,
+                room_before: lent as usize - used as usize,
+                end_of_room: bytes + if following == 0 { SLACK_BYTES } else { 0 },
+                buffer: received.buffer,
+                following,
+            };
+            if let Some(end) = self.send(&transmit, bytes, place) {
+                used = end;
             }
         }
         self.counters.add(Counter::Receives, 1);
-        self.counters.add(Counter::DatagramsReceived, datagrams);
+        self.counters.add(Counter::DatagramsReceived, total as u64);
         self.counters
             .add(Counter::BytesReceived, received.bytes as u64);
     }
 
-    /// Queues a transmit whose payload is a part of the `lent` bytes at `place`.
-    fn send(&mut self, transmit: &Transmit, lent: usize, place: Place) {
+    /// Queues a transmit whose payload is a part of the `lent` bytes at `place`. Returns where its
+    /// last byte in the buffer is; `None` where it was dropped.
+    fn send(&mut self, transmit: &Transmit, lent: usize, place: Place) -> Option<*mut u8> {
         assert!(
             transmit.payload.end <= lent,
             "{:?} of {lent} bytes",
@@ -162,16 +158,20 @@ impl<M: Machine, H: Host<M>> Shard<M, H> {
         );
         let egress = match self.sockets.egress(transmit) {
             Ok(egress) => egress,
-            Err(reason) => return self.counters.add(reason, 1),
+            Err(reason) => {
+                self.counters.add(reason, 1);
+                return None;
+            }
         };
-        match self
+        let queued = self
             .outbox
-            .push(self.now, egress, transmit, place, &mut self.buffers)
-        {
-            Some(true) => self.sockets.hold(egress.socket),
-            Some(false) => {}
+            .push(self.now, egress, transmit, place, &mut self.buffers);
+        match queued {
+            Some(queued) if queued.starts => self.sockets.hold(egress.socket),
+            Some(_) => {}
             None => self.counters.add(Counter::DropNoSendSlot, 1),
         }
+        queued.map(|queued| queued.end)
     }
 
     /// Takes the kernel's answer to a message of the outbox.
@@ -262,9 +262,10 @@ impl<M: Machine, H: Host<M>> Shard<M, H> {
         if let Some(transmit) = &transmit {
             let place = Place {
                 lent,
-                room_before: HEADROOM_BYTES,
+                room_before: Class::Own.headroom(),
                 end_of_room: TRANSMIT_BUFFER_BYTES + SLACK_BYTES,
                 buffer,
+                following: 0,
             };
             self.send(transmit, TRANSMIT_BUFFER_BYTES, place);
         }

@@ -129,8 +129,10 @@ fn a_burst_of_one_flow_is_sent_as_runs_and_arrives_in_order() {
                 assert_eq!(answer[1..5], (round * 40 + place).to_be_bytes());
             }
         }
+        // A shard counts what it sent when it wakes the next time.
+        assert_eq!(ask(&client, b"e"), b"e");
         let counters = counters(&engine);
-        assert_eq!(counters.value(Counter::DatagramsSent), 2000);
+        assert!((2000..=2001).contains(&counters.value(Counter::DatagramsSent)));
         assert_eq!(drops(&counters), []);
     }
 }

@@ -64,6 +64,8 @@ pub(crate) struct Uring<M: Machine, H> {
     /// Operations besides those of sockets: the bell's read and the timer.
     standing: u32,
     received: u32,
+    /// Sends whose completions were not taken yet.
+    sending: u32,
 }
 
 /// What the kernel reads and writes besides datagrams.
@@ -105,6 +107,7 @@ impl<M: Machine, H: Host<M>> Uring<M, H> {
             timer: None,
             standing: 0,
             received: 0,
+            sending: 0,
         };
         uring.arm_bell()?;
         uring.follow_changes()?;
@@ -142,7 +145,8 @@ impl<M: Machine, H: Host<M>> Uring<M, H> {
         self.shard.bell.sleeper().announce();
         let result = if self.shard.mail_is_empty() {
             self.shard.counters.add(Counter::Sleeps, 1);
-            self.ring.enter(1)
+            // Sends complete as they are submitted; they are no reason to wake.
+            self.ring.enter(self.sending + 1)
         } else {
             self.ring.enter(0)
         };
@@ -185,7 +189,10 @@ impl<M: Machine, H: Host<M>> Uring<M, H> {
             Some(Operation::Receive { slot, generation }) => {
                 self.on_receive(slot, generation, completion.result(), completion.flags());
             }
-            Some(Operation::Send(message)) => self.shard.sent(message, completion.result()),
+            Some(Operation::Send(message)) => {
+                self.sending -= 1;
+                self.shard.sent(message, completion.result());
+            }
             Some(Operation::Timer) => {
                 self.standing -= 1;
                 self.timer = None;
@@ -217,6 +224,7 @@ impl<M: Machine, H: Host<M>> Uring<M, H> {
             // SAFETY: the message's slot, the buffers it points into and its socket are kept until
             // its completion is dispatched.
             unsafe { self.ring.push(&entry) }?;
+            self.sending += 1;
         }
         self.messages = messages;
         Ok(())
