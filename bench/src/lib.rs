@@ -11,6 +11,7 @@ pub mod generator;
 pub mod latency;
 pub mod load;
 pub mod memory;
+pub mod micro;
 pub mod packet;
 pub mod relay;
 pub mod report;

@@ -17,7 +17,6 @@ use crate::usage::Usage;
 /// Numbers of allocations that memory is read at.
 pub const STEPS: [usize; 6] = [1, 1000, 2000, 4000, 8000, 15_000];
 
-const FEW_CLIENTS_PORT: u16 = 50_000;
 const SETTLE: Duration = Duration::from_millis(300);
 
 /// A memory control group for one server: the kernel's own account of what it holds for it.
@@ -152,11 +151,18 @@ pub fn measure(rig: &Rig, sinks: &Sinks, server: &mut Server, probe: PacketProbe
         held = count;
     }
     scale.packet_ns_many = packet_costs(rig, sinks, server, &mut clients, probe)?;
-    clients.delete_all().with_context(|| server.name)?;
-    let mut few = Clients::new(rig, server.address, FEW_CLIENTS_PORT)?;
-    scale.packet_ns_few = packet_costs(rig, sinks, server, &mut few, probe)?;
-    few.delete_all().with_context(|| server.name)?;
     Ok(scale)
+}
+
+/// What a packet costs a fresh server that holds nothing else.
+pub fn packet_costs_alone(
+    rig: &Rig,
+    sinks: &Sinks,
+    server: &mut Server,
+    probe: PacketProbe,
+) -> Result<Vec<f64>> {
+    let mut clients = Clients::new(rig, server.address, CLIENT_PORT)?;
+    packet_costs(rig, sinks, server, &mut clients, probe)
 }
 
 /// CPU nanoseconds per packet over 16 flows, both ways.

@@ -12,7 +12,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::load::{Cell, Load, Round, Sinks};
 use crate::memory::PacketProbe;
-use crate::results::{self, Carried, DRIVERS, IDLE_ALLOCATIONS, Latency, Results, Throughput};
+use crate::results::{
+    self, Carried, DRIVERS, IDLE_ALLOCATIONS, Latency, Results, Scale, Throughput,
+};
 use crate::rig::{self, BENCH_CPU, Moderation, Rig};
 use crate::search::{self, Highest};
 use crate::server::Server;
@@ -540,15 +542,26 @@ impl Bench<'_> {
             return Ok(());
         }
         self.progress.set_message(format!("memory: {kind:?}"));
-        let scale = self.launch(kind).and_then(|mut server| {
-            let probe = PacketProbe {
-                rate_pps: 40_000.0,
-                duration: self.pace.round,
-                quantum: QUANTUM,
-                rounds: self.pace.pairs,
-            };
-            let scale = memory::measure(self.rig, self.sinks, &mut server, probe)?;
-            Ok((server.name.to_owned(), scale))
+        let probe = PacketProbe {
+            rate_pps: 40_000.0,
+            duration: self.pace.round,
+            quantum: QUANTUM,
+            rounds: self.pace.pairs,
+        };
+        let (rig, sinks) = (self.rig, self.sinks);
+        let few = self
+            .launch(kind)
+            .and_then(|mut server| memory::packet_costs_alone(rig, sinks, &mut server, probe));
+        let scale = few.and_then(|packet_ns_few| {
+            let mut server = self.launch(kind)?;
+            let scale = memory::measure(rig, sinks, &mut server, probe)?;
+            Ok((
+                server.name.to_owned(),
+                Scale {
+                    packet_ns_few,
+                    ..scale
+                },
+            ))
         });
         match scale {
             Ok((name, scale)) => {

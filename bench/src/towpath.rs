@@ -54,11 +54,9 @@ pub fn start(
         .arg("serve")
         .arg("--config")
         .arg(&path)
-        .arg("--state-dir")
-        .arg(home.join("state"));
-    command
-        .env("XDG_RUNTIME_DIR", &home)
-        .env("RUNTIME_DIRECTORY", &home);
+        .args(["--log-level", "off"]);
+    command.arg("--state-dir").arg(home.join("state"));
+    command.arg("--runtime-dir").arg(home.join("run"));
     let mut process = Process::start(rig, command, home.join("towpath.log"))?;
     process
         .wait_for_socket(rig, address)

@@ -69,6 +69,11 @@ impl Credentials {
         }
     }
 
+    /// The key that requests are authenticated with.
+    pub fn key(&self) -> &[u8; 16] {
+        &self.key
+    }
+
     /// Takes the nonce of a 438 response.
     pub fn renew(&mut self, nonce: &[u8]) {
         self.nonce = nonce.to_vec();

@@ -29,7 +29,7 @@ pub(crate) const NET: &[Package] = &[
 /// What the benchmarks need.
 pub(crate) const BENCH: &[Package] = &[
     ("iproute2", "network namespaces"),
-    ("procps", "sysctl"),
+    ("ethtool", "offloads of the virtual links"),
     ("coturn", "turnserver, the relay compared with"),
     ("valgrind", "instruction counts"),
 ];
