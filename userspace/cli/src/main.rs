@@ -5,6 +5,9 @@ mod config;
 mod exit;
 mod serve;
 mod status;
+mod stun;
+mod target;
+mod turn;
 mod user;
 
 use std::process::ExitCode;
@@ -31,6 +34,8 @@ Examples:
   towpath user add alice --config towpath.toml add a user to it
   towpath config check towpath.toml            say what is wrong with it, and where
   towpath serve --config towpath.toml          serve
+  towpath turn 127.0.0.1                       relay through it: round trips, loss, latency
+  towpath stun stun.example.org                the address of this machine, seen from there
   towpath status                               what the server of this machine does
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 77 a privilege is missing, 78 the configuration is
@@ -42,6 +47,10 @@ enum Command {
     Serve(serve::Arguments),
     /// Show what the server of this machine does
     Status(status::Arguments),
+    /// Ask a STUN server for this machine's address, and measure round trips
+    Stun(stun::Arguments),
+    /// Test a TURN server: allocations, permissions, channels, then data through them
+    Turn(turn::Arguments),
     /// Print or check a configuration
     #[command(subcommand)]
     Config(config::Command),
@@ -67,6 +76,8 @@ fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Serve(arguments) => serve::run(arguments),
         Command::Status(arguments) => status::run(arguments),
+        Command::Stun(arguments) => stun::run(arguments),
+        Command::Turn(arguments) => turn::run(arguments),
         Command::Config(command) => config::run(command),
         Command::User(command) => user::run(command),
         Command::Completions { shell } => {

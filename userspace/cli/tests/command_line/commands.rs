@@ -1,0 +1,180 @@
+//! The commands that need no server.
+
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::process::{Output, Stdio};
+
+use crate::running::{Options, Scratch, Server, said, towpath};
+
+fn run(arguments: &[&str]) -> Output {
+    towpath().args(arguments).output().unwrap()
+}
+
+fn run_with_input(arguments: &[&str], input: &str) -> Output {
+    let mut child = towpath()
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(input.as_bytes())
+        .unwrap();
+    child.wait_with_output().unwrap()
+}
+
+#[test]
+fn the_default_configuration_is_valid() {
+    let scratch = Scratch::new();
+    let (text, _) = said(&run(&["config", "default"]));
+    let path = scratch.file("towpath.toml", &text);
+    let output = run(&["config", "check", path.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(0));
+    assert!(said(&output).0.ends_with("is valid\n"));
+    assert_eq!(run(&["config", "check"]).status.code(), Some(0));
+}
+
+#[test]
+fn a_wrong_configuration_is_shown_line_by_line_and_exits_78() {
+    let scratch = Scratch::new();
+    let path = scratch.file("t.toml", "[relay]\nrelm = \"x\"\n");
+    for command in [["config", "check"], ["serve", "--config"]] {
+        let output = run(&[command[0], command[1], path.to_str().unwrap()]);
+        assert_eq!(output.status.code(), Some(78));
+        let expected = format!(
+            "error: unknown field `relm`, expected one of `listen`, `relay_addresses`, \
+             `port_range`, `realm`, `shards`, `driver`\n \
+             --> {}:2:1\n  |\n2 | relm = \"x\"\n  | ^^^^\n",
+            path.display()
+        );
+        assert_eq!(said(&output).1, expected);
+    }
+}
+
+#[test]
+fn a_file_that_is_not_there_is_named_and_exits_78() {
+    let output = run(&["serve", "--config", "/nonexistent/towpath.toml"]);
+    assert_eq!(output.status.code(), Some(78));
+    assert!(
+        said(&output)
+            .1
+            .contains("cannot read /nonexistent/towpath.toml")
+    );
+}
+
+#[test]
+fn wrong_usage_exits_2_and_says_what_is_wrong() {
+    for (arguments, expected) in [
+        (vec!["serve", "--confg", "x"], "--confg"),
+        (
+            vec!["serve", "--log-level", "loud=very=much"],
+            "loud=very=much",
+        ),
+        (vec!["turn", "127.0.0.1", "--user", "a"], "--password"),
+        (vec!["turn", "127.0.0.1", "--count", "0"], "--count"),
+        (
+            vec!["turn", "127.0.0.1", "--state-dir", "/proc/nowhere"],
+            "--user and --password",
+        ),
+        (vec!["stun", "[::1"], "[::1"),
+        (vec!["stun", "127.0.0.1", "-4", "-6"], "--ipv6"),
+        (vec!["user", "add", "a\tb", "--password-stdin"], "U+0009"),
+        (vec!["user", "add", "alice"], "--password-stdin"),
+    ] {
+        let output = run(&arguments);
+        assert_eq!(
+            output.status.code(),
+            Some(2),
+            "{arguments:?}: {:?}",
+            said(&output)
+        );
+        assert!(
+            said(&output).1.contains(expected),
+            "{arguments:?}: {:?}",
+            said(&output)
+        );
+    }
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_is_no_failure() {
+    let mut child = towpath()
+        .args(["config", "default"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn completions_name_every_command() {
+    let (script, _) = said(&run(&["completions", "bash"]));
+    for command in ["serve", "status", "stun", "turn", "config", "user"] {
+        assert!(script.contains(command), "{command}");
+    }
+}
+
+#[test]
+fn keys_are_printed_for_a_realm() {
+    let output = run_with_input(
+        &[
+            "user",
+            "add",
+            "user",
+            "--realm",
+            "realm",
+            "--password-stdin",
+        ],
+        "pass\n",
+    );
+    let (stdout, stderr) = said(&output);
+    assert!(output.status.success(), "{stderr}");
+    // RFC 8489 §9.2.2 gives this example.
+    assert!(stdout.contains("user = \"key:md5:8493fbc53ba582fb4c044c456bdc40eb,sha256:"));
+}
+
+#[test]
+fn a_user_added_to_a_file_can_use_the_server() {
+    let scratch = Scratch::new();
+    let path = scratch.file(
+        "t.toml",
+        "# mine\n[relay]\nrealm = \"a.test\"\n\n[auth] # who\n",
+    );
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+    let file = path.to_str().unwrap();
+    let add = ["user", "add", "bob", "--password-stdin", "--config", file];
+    let output = run_with_input(&add, "hunter2\n");
+    assert!(output.status.success(), "{:?}", said(&output));
+    let text = fs::read_to_string(&path).unwrap();
+    assert!(
+        text.starts_with("# mine\n") && text.contains("[auth] # who\n"),
+        "{text}"
+    );
+    assert!(!text.contains("hunter2"));
+    assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o640);
+
+    let output = run_with_input(&add, "other\n");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(said(&output).1.contains("--replace"));
+    assert_eq!(fs::read_to_string(&path).unwrap(), text);
+
+    let other_realm = [&add[..], &["--realm", "b.test"]].concat();
+    assert_eq!(run_with_input(&other_realm, "x\n").status.code(), Some(2));
+
+    let sections = &text[text.find("[auth]").unwrap()..];
+    let relay = "realm = \"a.test\"";
+    let server = Server::start(&Options {
+        relay,
+        sections: Some(sections),
+        ..Options::default()
+    });
+    let bob = ["--user", "bob", "--password", "hunter2", "--count", "20"];
+    let output = server.turn(&bob);
+    assert!(output.status.success(), "{:?}", said(&output));
+}

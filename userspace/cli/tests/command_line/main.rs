@@ -1,0 +1,6 @@
+//! The `towpath` binary as its users run it: commands, exit codes, and servers on loopback.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails here")]
+
+mod commands;
+mod running;
+mod serve;
