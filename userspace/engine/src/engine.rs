@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use towpath_proto::Machine;
 use towpath_proto::machine::ShardId;
@@ -29,6 +30,12 @@ const OWN_BUFFERS: u16 = 512;
 
 /// Messages of several parts in flight, in each shard.
 const RUN_BLOCKS: u16 = 512;
+
+/// Tries to bind a listening address that is in use.
+const LISTEN_TRIES: u32 = 25;
+
+/// The time between two tries.
+const LISTEN_PAUSE: Duration = Duration::from_millis(20);
 
 /// Runs the commands of a machine that need more than the engine knows.
 pub trait Host<M: Machine>: 'static {
@@ -370,8 +377,8 @@ fn listen(
                 address: configured,
                 error,
             };
-            let socket = open_listener(address, shards > 1, config.listener_receive_bytes)
-                .map_err(failed)?;
+            let bytes = config.listener_receive_bytes;
+            let socket = patiently(|| open_listener(address, shards > 1, bytes)).map_err(failed)?;
             if index == 0 {
                 let local = socket.local_addr().map_err(failed)?.as_socket();
                 address = local.unwrap_or(address);
@@ -384,6 +391,20 @@ fn listen(
         }
     }
     Ok((sockets, bound))
+}
+
+/// Tries again for a while where an address is in use: the kernel lets go of the sockets of a killed
+/// process's rings some time after its end.
+fn patiently<T>(mut open: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    for _ in 0..LISTEN_TRIES {
+        match open() {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                std::thread::sleep(LISTEN_PAUSE)
+            }
+            other => return other,
+        }
+    }
+    open()
 }
 
 /// A relayed port takes a descriptor, so the soft limit goes as far up as it may.

@@ -126,6 +126,7 @@ fn io_uring() -> Result<(), String> {
         (opcode::TimeoutUpdate::CODE, "TIMEOUT_REMOVE"),
         (opcode::AsyncCancel::CODE, "ASYNC_CANCEL"),
         (opcode::Read::CODE, "READ"),
+        (opcode::PollAdd::CODE, "POLL_ADD"),
         // Came with Linux 6.0, as multishot receives of messages did.
         (
             opcode::SendZc::CODE,

@@ -39,8 +39,14 @@ pub(crate) struct Slot {
 /// How a socket receives at the moment.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Receiving {
-    /// A standing receive is with the kernel.
+    /// A standing receive, or the wait for one, is with the kernel.
     pub(crate) armed: bool,
+    /// Only the wait for a first datagram is with the kernel: a quiet socket costs less that way.
+    pub(crate) polling: bool,
+    /// Something arrived since the last look for quiet sockets.
+    pub(crate) active: bool,
+    /// The standing receive is being cancelled because the socket is quiet.
+    pub(crate) quiet: bool,
     /// It takes big buffers.
     pub(crate) big: bool,
     /// The kernel merges datagrams for this socket.
@@ -66,6 +72,11 @@ impl Slot {
     /// The descriptor; -1 where the slot is free.
     pub(crate) fn fd(&self) -> RawFd {
         self.fd.as_ref().map_or(-1, AsRawFd::as_raw_fd)
+    }
+
+    /// Whether it is a relayed port's, of which there may be many.
+    pub(crate) fn is_relayed(&self) -> bool {
+        matches!(self.owner, Socket::Relayed(_))
     }
 
     pub(crate) fn is_v6(&self) -> bool {

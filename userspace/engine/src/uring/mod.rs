@@ -59,6 +59,11 @@ pub(crate) struct Uring<M: Machine, H> {
     starved: Vec<u32>,
     /// Slots whose receive ended for another reason and begins again in this round.
     ended: Vec<u32>,
+    /// Slots whose receive ended because they are quiet.
+    quiet: Vec<u32>,
+    /// The next slot to look at for being quiet, and when.
+    looked: u32,
+    next_look: Timestamp,
     fixed_files: u32,
     timer: Option<Timestamp>,
     /// Operations besides those of sockets: the bell's read and the timer.
@@ -99,6 +104,9 @@ impl<M: Machine, H: Host<M>> Uring<M, H> {
             changes: Vec::new(),
             starved: Vec::new(),
             ended: Vec::new(),
+            quiet: Vec::new(),
+            looked: 0,
+            next_look: monotonic(),
             fixed_files: if registered {
                 listeners.len() as u32
             } else {
@@ -137,6 +145,7 @@ impl<M: Machine, H: Host<M>> Uring<M, H> {
         self.flush()?;
         self.small.refill(&mut self.shard.buffers);
         self.big.refill(&mut self.shard.buffers);
+        self.quieten()?;
         self.begin_again()?;
         if busy || self.is_due() {
             return self.ring.enter(0);
@@ -189,6 +198,7 @@ impl<M: Machine, H: Host<M>> Uring<M, H> {
             Some(Operation::Receive { slot, generation }) => {
                 self.on_receive(slot, generation, completion.result(), completion.flags());
             }
+            Some(Operation::Poll { slot, generation }) => self.on_poll(slot, generation),
             Some(Operation::Send(message)) => {
                 self.sending -= 1;
                 self.shard.sent(message, completion.result());
@@ -270,7 +280,7 @@ impl<M: Machine, H: Host<M>> Uring<M, H> {
         self.shard.sockets.take_changes(&mut changes);
         for &change in &changes {
             match change {
-                Change::Opened(slot) => self.arm(slot)?,
+                Change::Opened(slot) => self.arm_quiet(slot)?,
                 Change::Closing(slot) => {
                     self.cancel_receive(slot)?;
                     self.shard.sockets.free_if_done(slot);

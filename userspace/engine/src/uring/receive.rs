@@ -1,6 +1,15 @@
 //! Multishot receives: how they begin, what they bring, and how they begin again.
+//!
+//! A standing receive takes about 600 bytes of kernel memory more than a wait for readiness. So a
+//! relayed port begins with such a wait, gets a standing receive with its first datagram, and goes
+//! back to waiting when it has been quiet.
+//!
+//! ```text
+//!   opened ─▶ polling ── readable ──▶ receiving ── quiet for QUIET ──▶ polling
+//! ```
 
 use std::io;
+use std::time::Duration;
 
 use io_uring::types::Fd;
 use io_uring::{cqueue, opcode};
@@ -21,6 +30,12 @@ use crate::sockets::{Slot, State};
 /// Length of the kernel's header in front of what a multishot receive brings: the lengths of name,
 /// control data and payload, and flags.
 const HEADER_BYTES: usize = 16;
+
+/// How long a relayed port receives nothing before it waits again, at least.
+const QUIET: Duration = Duration::from_secs(10);
+
+/// Slots looked at in one round.
+const LOOKED_AT: u32 = 64;
 
 /// The message headers multishot receives are started with: they only say how much room name and
 /// control data have.
@@ -61,6 +76,79 @@ const fn control_bytes(wildcard: bool, v6: bool, gro: bool) -> usize {
 }
 
 impl<M: Machine, H: Host<M>> Uring<M, H> {
+    /// Begins to wait for the first datagram of a relayed port, or to receive at a listener.
+    pub(super) fn arm_quiet(&mut self, index: u32) -> io::Result<()> {
+        let Some(slot) = self.shard.sockets.slot_mut(index) else {
+            return Ok(());
+        };
+        if !slot.is_relayed() {
+            return self.arm(index);
+        }
+        if slot.state != State::Open || slot.receiving.armed {
+            return Ok(());
+        }
+        slot.receiving.armed = true;
+        slot.receiving.polling = true;
+        slot.receiving.changing = false;
+        let operation = Operation::Poll {
+            slot: index,
+            generation: slot.generation,
+        };
+        let entry = opcode::PollAdd::new(Fd(slot.fd()), libc::POLLIN as u32)
+            .build()
+            .user_data(operation.pack());
+        self.shard.sockets.hold(index);
+        // SAFETY: the operation points to nothing; the socket is kept while it is held.
+        unsafe { self.ring.push(&entry) }
+    }
+
+    /// A quiet slot has something to read, or its wait was ended.
+    pub(super) fn on_poll(&mut self, index: u32, generation: u16) {
+        let slot = self
+            .shard
+            .sockets
+            .slot_mut(index)
+            .expect("completions name slots there are");
+        assert_eq!(
+            slot.generation, generation,
+            "a slot is kept until its last completion"
+        );
+        slot.receiving.armed = false;
+        slot.receiving.polling = false;
+        slot.receiving.changing = false;
+        slot.receiving.active = true;
+        self.ended.push(index);
+        self.shard.sockets.release(index);
+    }
+
+    /// Looks at the next few slots, and lets those that were quiet since the last look wait.
+    pub(super) fn quieten(&mut self) -> io::Result<()> {
+        let slots = self.shard.sockets.len();
+        if self.shard.now < self.next_look {
+            return Ok(());
+        }
+        for _ in 0..LOOKED_AT.min(slots) {
+            if self.looked >= slots {
+                self.looked = 0;
+                self.next_look = self.shard.now + QUIET;
+                return Ok(());
+            }
+            let index = self.looked;
+            self.looked += 1;
+            let Some(slot) = self.shard.sockets.slot_mut(index) else {
+                continue;
+            };
+            let was_active = std::mem::take(&mut slot.receiving.active);
+            let receives = slot.receiving.armed && !slot.receiving.polling;
+            let keeps = slot.receiving.gro || slot.receiving.needs_big;
+            if slot.is_relayed() && receives && !was_active && !keeps {
+                slot.receiving.quiet = true;
+                self.cancel_receive(index)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Begins the standing receive of an open slot that has none.
     pub(super) fn arm(&mut self, index: u32) -> io::Result<()> {
         let Some(slot) = self.shard.sockets.slot(index) else {
@@ -105,9 +193,16 @@ impl<M: Machine, H: Host<M>> Uring<M, H> {
             return Ok(());
         }
         slot.receiving.changing = true;
-        let target = Operation::Receive {
-            slot: index,
-            generation: slot.generation,
+        let generation = slot.generation;
+        let target = match slot.receiving.polling {
+            true => Operation::Poll {
+                slot: index,
+                generation,
+            },
+            false => Operation::Receive {
+                slot: index,
+                generation,
+            },
         };
         let entry = opcode::AsyncCancel::new(target.pack())
             .build()
@@ -120,6 +215,9 @@ impl<M: Machine, H: Host<M>> Uring<M, H> {
     pub(super) fn begin_again(&mut self) -> io::Result<()> {
         while let Some(index) = self.ended.pop() {
             self.arm(index)?;
+        }
+        while let Some(index) = self.quiet.pop() {
+            self.arm_quiet(index)?;
         }
         if self.starved.is_empty() || !self.small.has_recovered() || !self.big.has_recovered() {
             return Ok(());
@@ -135,13 +233,14 @@ impl<M: Machine, H: Host<M>> Uring<M, H> {
         let slot = self
             .shard
             .sockets
-            .slot(index)
+            .slot_mut(index)
             .expect("completions name slots there are");
         assert_eq!(
             slot.generation, generation,
             "a slot is kept until its last completion"
         );
         let is_big = slot.receiving.big;
+        slot.receiving.active = true;
         if let Some(buffer) = cqueue::buffer_select(flags) {
             let class = if is_big { Class::Big } else { Class::Small };
             let ring = if is_big {
@@ -172,15 +271,18 @@ impl<M: Machine, H: Host<M>> Uring<M, H> {
     }
 
     fn on_receive_ended(&mut self, index: u32, result: i32) {
-        if let Some(slot) = self.shard.sockets.slot_mut(index) {
-            slot.receiving.armed = false;
-            slot.receiving.changing = false;
-        }
+        let Some(slot) = self.shard.sockets.slot_mut(index) else {
+            return;
+        };
+        slot.receiving.armed = false;
+        slot.receiving.changing = false;
+        let is_quiet = std::mem::take(&mut slot.receiving.quiet);
         match -result {
             libc::ENOBUFS => {
                 self.shard.counters.add(Counter::ReceivesStarved, 1);
                 self.starved.push(index);
             }
+            libc::ECANCELED if is_quiet => self.quiet.push(index),
             libc::ECANCELED => self.ended.push(index),
             errno => {
                 if errno > 0 {

@@ -24,6 +24,13 @@ pub(crate) enum Operation {
         /// Which use of the slot.
         generation: u16,
     },
+    /// The wait for a first datagram at a quiet slot, in one of its uses.
+    Poll {
+        /// The slot.
+        slot: u32,
+        /// Which use of the slot.
+        generation: u16,
+    },
     /// A message of the outbox.
     Send(u16),
     /// The timer.
@@ -45,6 +52,7 @@ impl Operation {
             Self::TimerUpdate => 4 << 56,
             Self::Bell => 5 << 56,
             Self::Cancel => 6 << 56,
+            Self::Poll { slot, generation } => 7 << 56 | (generation as u64) << 32 | slot as u64,
         }
     }
 
@@ -59,6 +67,10 @@ impl Operation {
             4 => Some(Self::TimerUpdate),
             5 => Some(Self::Bell),
             6 => Some(Self::Cancel),
+            7 => Some(Self::Poll {
+                slot: user_data as u32,
+                generation: (user_data >> 32) as u16,
+            }),
             _ => None,
         }
     }
@@ -156,6 +168,10 @@ mod tests {
             Operation::Receive {
                 slot: 0,
                 generation: 0,
+            },
+            Operation::Poll {
+                slot: 70_000,
+                generation: 3,
             },
             Operation::Send(65_534),
             Operation::Timer,
