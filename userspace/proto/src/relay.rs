@@ -12,12 +12,14 @@ mod event;
 mod outbox;
 mod request;
 mod shared;
+mod strangers;
 mod users;
 
 pub use config::{RelayAddress, RelayConfig, RelayConfigError, RelayLimits};
 pub use counters::{Counter, DropReason, ERROR_CODES, RelayCounters, RequestKind};
 pub use event::{AllocationOwner, EndReason, Notice, PortError, RelayCommand, RelayEvent, Traffic};
 pub use shared::RelayShared;
+pub use strangers::StrangerLimits;
 pub use users::{Credential, User, Users};
 
 pub(crate) use outbox::MAX_ANSWER_BYTES;
@@ -40,6 +42,7 @@ use crate::turn::server::{Allocations, Deleted};
 use crate::wire::{Class, Kind, Message, Method, ParseError, classify};
 use crate::{Machine, Timestamp};
 use outbox::Outbox;
+use strangers::Strangers;
 
 /// Notices wait here up to this many; further ones are counted and lost.
 const MAX_COMMANDS_WITH_NOTICES: usize = 4096;
@@ -67,6 +70,7 @@ pub struct Relay {
     /// Tokens of reserved ports by the end of their time.
     pub(crate) reserved: VecDeque<(Timestamp, [u8; 8])>,
     pub(crate) outbox: Outbox,
+    pub(crate) strangers: Strangers,
     pub(crate) commands: VecDeque<RelayCommand>,
     pub(crate) draining: bool,
     /// Whether some relay address has another public address.
@@ -97,6 +101,7 @@ impl Relay {
             policy_version: 0,
             nonces: NonceKey::new(&config.nonce_secret),
             allocations: Allocations::new(&mut rng),
+            strangers: Strangers::new(&mut rng),
             rng,
             ports_in_all: pools.iter().map(PortPool::len).sum(),
             pools,
@@ -117,29 +122,27 @@ impl Relay {
         Arc::clone(&self.counters)
     }
 
-    #[inline]
-    fn client_datagram(
+    /// What came to a listening address and is not ChannelData.
+    #[inline(never)]
+    fn listener_datagram(
         &mut self,
         now: Timestamp,
         listener: ListenerId,
         datagram: &Datagram<'_>,
-    ) -> Result<Option<Transmit>, DropReason> {
-        let (server, client) = (datagram.local, datagram.remote);
-        match classify(datagram.payload) {
-            Kind::ChannelData => self
-                .channel_data(now, listener, server, client, datagram.payload)
-                .map(Some),
-            Kind::Stun => self.stun(
-                now,
-                Endpoint {
-                    listener,
-                    server,
-                    client,
-                },
-                datagram.payload,
-            ),
-            Kind::Other => Err(DropReason::Unrecognized),
-        }
+    ) -> Option<Transmit> {
+        let from = Endpoint {
+            listener,
+            server: datagram.local,
+            client: datagram.remote,
+        };
+        let outcome = match classify(datagram.payload) {
+            Kind::Stun => self.stun(now, from, datagram.payload),
+            Kind::ChannelData | Kind::Other => Err(DropReason::Unrecognized),
+        };
+        outcome.unwrap_or_else(|reason| {
+            self.counters.drops(reason).increment();
+            None
+        })
     }
 
     fn stun(
@@ -194,7 +197,7 @@ impl Relay {
     fn request(&mut self, now: Timestamp, request: &Request<'_>) {
         self.counters.requests(request.kind).increment();
         match request.kind {
-            RequestKind::Binding => self.binding(request),
+            RequestKind::Binding => self.binding(now, request),
             RequestKind::Allocate => self.allocate(now, request),
             RequestKind::Refresh => self.refresh(now, request),
             RequestKind::CreatePermission => self.create_permission(now, request),
@@ -259,15 +262,26 @@ impl Machine for Relay {
     #[inline]
     fn handle_datagram(&mut self, now: Timestamp, datagram: Datagram<'_>) -> Option<Transmit> {
         let outcome = match datagram.socket {
-            Socket::Listener(listener) => self.client_datagram(now, listener, &datagram),
-            Socket::Relayed(port) => self
-                .peer_data(now, port, datagram.remote, datagram.payload.len())
-                .map(Some),
+            Socket::Relayed(port) => {
+                self.peer_data(now, port, datagram.remote, datagram.payload.len())
+            }
+            Socket::Listener(listener) if classify(datagram.payload) == Kind::ChannelData => self
+                .channel_data(
+                    now,
+                    listener,
+                    datagram.local,
+                    datagram.remote,
+                    datagram.payload,
+                ),
+            Socket::Listener(listener) => return self.listener_datagram(now, listener, &datagram),
         };
-        outcome.unwrap_or_else(|reason| {
-            self.counters.drops(reason).increment();
-            None
-        })
+        match outcome {
+            Ok(transmit) => Some(transmit),
+            Err(reason) => {
+                self.counters.drops(reason).increment();
+                None
+            }
+        }
     }
 
     fn handle_event(&mut self, now: Timestamp, event: RelayEvent) {

@@ -302,9 +302,9 @@ mod tests {
     #[test]
     fn a_million_timers_fire_in_order_and_reuse_their_memory() {
         let mut timers = Timers::new();
-        for round in 0..2_u64 {
-            let base = Timestamp::from_nanos(round << 50);
-            for value in 0..1_000_000_u32 {
+        for (round, count) in [1_000_000, 100_000_u32].into_iter().enumerate() {
+            let base = Timestamp::from_nanos((round as u64) << 50);
+            for value in 0..count {
                 let spread = u64::from(value.wrapping_mul(2_654_435_761)) * 1_000;
                 timers.start(base + Duration::from_nanos(spread), value);
             }
@@ -316,7 +316,7 @@ mod tests {
                 assert!(due + 1 >= last);
                 (last, fired) = (due, fired + 1);
             }
-            assert_eq!(fired, 1_000_000);
+            assert_eq!(fired, count);
         }
     }
 

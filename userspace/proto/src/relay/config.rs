@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
+use super::strangers::StrangerLimits;
 use super::users::Users;
 use crate::access::AccessRules;
 use crate::auth::LONGEST_REALM_BYTES;
@@ -188,6 +189,8 @@ pub struct RelayLimits {
     pub default_lifetime: Duration,
     /// Longest lifetime that is granted.
     pub max_lifetime: Duration,
+    /// Answers to whoever has not authenticated.
+    pub strangers: StrangerLimits,
 }
 
 impl RelayLimits {
@@ -213,6 +216,12 @@ impl RelayLimits {
             Some("max_channels")
         } else if self.allocations_per_user == Some(0) {
             Some("allocations_per_user")
+        } else if self.strangers.per_source == 0 {
+            Some("strangers.per_source")
+        } else if self.strangers.per_network == 0 {
+            Some("strangers.per_network")
+        } else if self.strangers.in_total == 0 {
+            Some("strangers.in_total")
         } else {
             None
         };
@@ -229,6 +238,7 @@ impl Default for RelayLimits {
             max_channels: 256,
             default_lifetime: Duration::from_secs(600),
             max_lifetime: Duration::from_secs(3600),
+            strangers: StrangerLimits::default(),
         }
     }
 }

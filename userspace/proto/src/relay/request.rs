@@ -129,8 +129,21 @@ impl Relay {
         }
     }
 
+    /// Whether a stranger may be answered once more; counts where not.
+    pub(crate) fn admits_stranger(&mut self, now: Timestamp, request: &Request<'_>) -> bool {
+        let limits = &self.config.limits.strangers;
+        let admitted = self.strangers.admit(now, request.from.client.ip(), limits);
+        if !admitted {
+            self.counters.drops(DropReason::TooManyRequests).increment();
+        }
+        admitted
+    }
+
     /// Refuses a stranger. What makes the answer too long is left off: first the reason phrase.
     fn challenge(&mut self, now: Timestamp, request: &Request<'_>, code: Code) {
+        if !self.admits_stranger(now, request) {
+            return;
+        }
         let envelope = request.stranger_envelope();
         let nonce = self.nonces.issue(now, request.from.client);
         let config = Arc::clone(&self.config);

@@ -3,13 +3,17 @@
 //! Binding is not authenticated, so its answer carries XOR-MAPPED-ADDRESS and nothing else: over IPv4
 //! at most 1.6 times the request.
 
+use crate::Timestamp;
 use crate::auth::BINDING_TENTHS;
 use crate::relay::{Envelope, Refusal, Relay, Request};
 use crate::wire::AttributeType;
 use crate::wire::attribute::XorMappedAddress;
 
 impl Relay {
-    pub(crate) fn binding(&mut self, request: &Request<'_>) {
+    pub(crate) fn binding(&mut self, now: Timestamp, request: &Request<'_>) {
+        if !self.admits_stranger(now, request) {
+            return;
+        }
         let len = request.message.as_bytes().len();
         let unknown = request.message.unknown_required(is_known);
         let envelope = request.stranger_envelope();

@@ -344,3 +344,15 @@ fn strangers_are_answered_with_at_most_three_times_their_request_and_200_bytes()
     assert!(answered >= 4, "{answered} of 6 answered");
     assert_eq!(lab.drops(DropReason::AnswerTooLong), 6 - answered);
 }
+
+#[test]
+fn strangers_beyond_the_limit_are_not_answered_and_users_are() {
+    let mut config = config();
+    config.limits.strangers.per_source = 1;
+    let mut lab = Lab::new(config);
+    let answered = (0..10).filter(|_| lab.ask(CLIENT, &plain(Method::BINDING, &[])).is_some());
+    assert_eq!(answered.count(), 4);
+    assert_eq!(lab.ask(CLIENT, &plain(Method::ALLOCATE, &[udp()])), None);
+    assert_eq!(lab.drops(DropReason::TooManyRequests), 7);
+    lab.allocate(CLIENT);
+}

@@ -1,39 +1,55 @@
 //! Addresses as the tables keep them: compact, and comparable without looking at the family.
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
-/// A peer's transport address; IPv4 as IPv4-mapped IPv6.
+/// An IP address in two words, the high one first; IPv4 as IPv4-mapped IPv6. A mapped address on the
+/// wire never gets this far.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub(crate) struct PeerAddr {
-    pub(crate) ip: PeerIp,
-    pub(crate) port: u16,
-}
+pub(crate) struct CompactIp([u64; 2]);
 
-/// A peer's address; IPv4 as IPv4-mapped IPv6. A mapped address on the wire never gets this far.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub(crate) struct PeerIp([u8; 16]);
+/// The words of ::ffff:0:0, without the IPv4 address.
+const MAPPED: [u64; 2] = [0, 0xffff << 32];
 
-impl PeerIp {
+impl CompactIp {
     #[inline]
     pub(crate) fn new(ip: IpAddr) -> Self {
-        Self(octets(ip))
+        match ip {
+            IpAddr::V4(v4) => Self([MAPPED[0], MAPPED[1] | u64::from(v4.to_bits())]),
+            IpAddr::V6(v6) => {
+                let bits = v6.to_bits();
+                Self([(bits >> 64) as u64, bits as u64])
+            }
+        }
     }
 
     #[inline]
     pub(crate) fn ip(self) -> IpAddr {
-        address(self.0)
+        let [high, low] = self.0;
+        if high == MAPPED[0] && low >> 32 == MAPPED[1] >> 32 {
+            IpAddr::V4(Ipv4Addr::from_bits(low as u32))
+        } else {
+            IpAddr::V6(Ipv6Addr::from_bits(self.bits()))
+        }
     }
 
+    #[inline]
     pub(crate) fn bits(self) -> u128 {
-        u128::from_ne_bytes(self.0)
+        u128::from(self.0[0]) << 64 | u128::from(self.0[1])
     }
+}
+
+/// A peer's transport address.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(crate) struct PeerAddr {
+    pub(crate) ip: CompactIp,
+    pub(crate) port: u16,
 }
 
 impl PeerAddr {
     #[inline]
     pub(crate) fn new(peer: SocketAddr) -> Self {
         Self {
-            ip: PeerIp::new(peer.ip()),
+            ip: CompactIp::new(peer.ip()),
             port: peer.port(),
         }
     }
@@ -47,8 +63,8 @@ impl PeerAddr {
 /// A client's 5-tuple; its transport is UDP.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Flow {
-    client: [u8; 16],
-    server: [u8; 16],
+    client: CompactIp,
+    server: CompactIp,
     /// Which link a link-local client is on.
     scope: u32,
     client_port: u16,
@@ -64,8 +80,8 @@ impl Flow {
             SocketAddr::V6(v6) => v6.scope_id(),
         };
         Self {
-            client: octets(client.ip()),
-            server: octets(server),
+            client: CompactIp::new(client.ip()),
+            server: CompactIp::new(server),
             scope,
             client_port: client.port(),
             listener,
@@ -75,7 +91,7 @@ impl Flow {
     /// The client's address.
     #[inline]
     pub(crate) fn client(&self) -> SocketAddr {
-        match address(self.client) {
+        match self.client.ip() {
             IpAddr::V4(v4) => SocketAddr::new(IpAddr::V4(v4), self.client_port),
             IpAddr::V6(v6) => SocketAddrV6::new(v6, self.client_port, 0, self.scope).into(),
         }
@@ -84,33 +100,14 @@ impl Flow {
     /// The server's address the client sends to.
     #[inline]
     pub(crate) fn server(&self) -> IpAddr {
-        address(self.server)
+        self.server.ip()
     }
 
     /// What is hashed; the rest hardly ever differs.
     #[inline]
     pub(crate) fn hash_input(&self) -> (u128, u64) {
         let port = u64::from(self.client_port) << 16 | u64::from(self.listener);
-        (u128::from_ne_bytes(self.client), port)
-    }
-}
-
-#[inline]
-fn octets(ip: IpAddr) -> [u8; 16] {
-    match ip {
-        IpAddr::V4(v4) => {
-            let [a, b, c, d] = v4.octets();
-            [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d]
-        }
-        IpAddr::V6(v6) => v6.octets(),
-    }
-}
-
-#[inline]
-fn address(octets: [u8; 16]) -> IpAddr {
-    match octets {
-        [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d] => IpAddr::from([a, b, c, d]),
-        _ => IpAddr::V6(Ipv6Addr::from(octets)),
+        (self.client.bits(), port)
     }
 }
 

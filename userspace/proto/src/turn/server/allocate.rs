@@ -77,6 +77,11 @@ impl Relay {
             return;
         }
         self.end_expired(now, &request.from.flow());
+        if self.allocations.find(&request.from.flow()).is_some() {
+            // The shell has owed an answer for a whole lifetime.
+            self.counters.drops(DropReason::StillOpening).increment();
+            return;
+        }
         match self.try_allocate(now, request, sender) {
             Ok(()) => {}
             Err(refusal) => self.refuse(&envelope, refusal),

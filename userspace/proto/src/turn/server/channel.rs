@@ -64,12 +64,12 @@ impl Relay {
         // else 400.
         let by_number = allocation.channels.by_number(number, hasher);
         let by_peer = allocation.channels.by_peer(peer, hasher);
-        let taken = by_number.is_some_and(|known| known.peer != peer && known.expires > now)
+        let taken = by_number.is_some_and(|known| known.peer() != peer && known.expires > now)
             || by_peer.is_some_and(|known| known.number != number && known.expires > now);
         if taken {
             return Err(Code::BAD_REQUEST.into());
         }
-        let is_new = by_number.is_none_or(|known| known.peer != peer);
+        let is_new = by_number.is_none_or(|known| known.peer() != peer);
         let full = allocation.channels.len() >= usize::from(limits.max_channels);
         if is_new && (full || by_number.is_some() || by_peer.is_some()) {
             allocation.sweep(now, hasher);
@@ -87,7 +87,8 @@ impl Relay {
         }
         let expires = now + CHANNEL_LIFETIME;
         let channel = Channel {
-            peer,
+            peer_ip: peer.ip,
+            peer_port: peer.port,
             number,
             own,
             usable_until: expires,

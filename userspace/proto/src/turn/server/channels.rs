@@ -3,7 +3,7 @@
 use ahash::RandomState;
 use hashbrown::HashTable;
 
-use super::address::PeerAddr;
+use super::address::{CompactIp, PeerAddr};
 use crate::Timestamp;
 use crate::access::OwnAddress;
 use crate::wire::ChannelNumber;
@@ -11,7 +11,8 @@ use crate::wire::ChannelNumber;
 /// A channel binding.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Channel {
-    pub(crate) peer: PeerAddr,
+    pub(crate) peer_ip: CompactIp,
+    pub(crate) peer_port: u16,
     pub(crate) number: ChannelNumber,
     /// Set where the peer is an address of this host: its port is checked packet by packet.
     pub(crate) own: Option<OwnAddress>,
@@ -19,6 +20,16 @@ pub(crate) struct Channel {
     pub(crate) usable_until: Timestamp,
     /// The end of the binding.
     pub(crate) expires: Timestamp,
+}
+
+impl Channel {
+    #[inline]
+    pub(crate) fn peer(&self) -> PeerAddr {
+        PeerAddr {
+            ip: self.peer_ip,
+            port: self.peer_port,
+        }
+    }
 }
 
 /// Channel bindings by number and by peer: the first in place, a few in a list, many hashed.
@@ -58,7 +69,7 @@ impl Channels {
     #[inline]
     pub(crate) fn by_peer(&self, peer: PeerAddr, hasher: &RandomState) -> Option<&Channel> {
         match &self.first {
-            Some(first) if first.peer == peer => Some(first),
+            Some(first) if first.peer() == peer => Some(first),
             _ => self.more.as_ref()?.by_peer(peer, hasher),
         }
     }
@@ -72,7 +83,7 @@ impl Channels {
     pub(crate) fn insert(&mut self, channel: Channel, hasher: &RandomState) {
         let same = |known: &&mut Channel| known.number == channel.number;
         if let Some(known) = self.iter_mut().find(same) {
-            debug_assert_eq!(known.peer, channel.peer);
+            debug_assert_eq!(known.peer(), channel.peer());
             *known = channel;
             return;
         }
@@ -134,10 +145,10 @@ impl More {
     #[inline]
     fn by_peer(&self, peer: PeerAddr, hasher: &RandomState) -> Option<&Channel> {
         if self.list.len() <= LINEAR {
-            return self.list.iter().find(|channel| channel.peer == peer);
+            return self.list.iter().find(|channel| channel.peer() == peer);
         }
         let index = self.by_peer.find(hash_peer(hasher, peer), |index| {
-            self.list[usize::from(*index)].peer == peer
+            self.list[usize::from(*index)].peer() == peer
         })?;
         Some(&self.list[usize::from(*index)])
     }
@@ -158,7 +169,7 @@ impl More {
             by_peer,
         } = self;
         let number = |index: &u16| hasher.hash_one(list[usize::from(*index)].number.number());
-        let peer = |index: &u16| hash_peer(hasher, list[usize::from(*index)].peer);
+        let peer = |index: &u16| hash_peer(hasher, list[usize::from(*index)].peer());
         let index = u16::try_from(index).expect("there are at most 2^14 channel numbers");
         by_number.insert_unique(number(&index), index, number);
         by_peer.insert_unique(peer(&index), index, peer);
@@ -186,7 +197,8 @@ mod tests {
     fn channel(number: u16, expires: u64) -> Channel {
         let expires = Timestamp::ZERO + Duration::from_secs(expires);
         Channel {
-            peer: PeerAddr::new(([192, 0, 2, 1], number).into()),
+            peer_ip: CompactIp::new([192, 0, 2, 1].into()),
+            peer_port: number,
             number: ChannelNumber::new(number).unwrap(),
             own: None,
             usable_until: expires,
@@ -213,7 +225,7 @@ mod tests {
                 for number in 0x4000..0x4028 {
                     let sought = channel(number, 0);
                     let by_number = channels.by_number(sought.number, &hasher);
-                    let by_peer = channels.by_peer(sought.peer, &hasher);
+                    let by_peer = channels.by_peer(sought.peer(), &hasher);
                     let expected = model.get(&number).copied();
                     prop_assert_eq!(by_number.map(|channel| channel.expires), expected);
                     prop_assert_eq!(by_peer.map(|channel| channel.expires), expected);

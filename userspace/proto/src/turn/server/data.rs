@@ -41,7 +41,12 @@ impl Relay {
     ) -> Result<Transmit, DropReason> {
         let message = ChannelData::parse(payload).map_err(|_| DropReason::BadChannelData)?;
         let (number, len) = (message.channel, message.data.len());
-        let id = self.live_allocation(now, &Flow::new(listener.0, server, client))?;
+        let flow = Flow::new(listener.0, server, client);
+        let id = self
+            .allocations
+            .find(&flow)
+            .ok_or(DropReason::NoAllocation)?;
+        self.judge_again(id, now);
         let (allocation, hasher) = self
             .allocations
             .get_mut(id)
@@ -51,9 +56,9 @@ impl Relay {
             .by_number(number, hasher)
             .filter(|channel| channel.usable_until > now)
             .ok_or(DropReason::ChannelNotBound)?;
-        let (peer, own) = (channel.peer, channel.own);
+        let (peer, own) = (channel.peer(), channel.own);
         let start = CHANNEL_DATA_HEADER_BYTES;
-        self.send_to_peer(id, peer, own, start..start + len)
+        self.send_to_peer(now, id, peer, own, start..start + len)
     }
 
     /// A Send indication from a client (RFC 8656 §11.2).
@@ -66,7 +71,11 @@ impl Relay {
         if !unknown_attributes(message).is_empty() {
             return Err(DropReason::UnknownAttribute);
         }
-        let id = self.live_allocation(now, &from.flow())?;
+        let id = self
+            .allocations
+            .find(&from.flow())
+            .ok_or(DropReason::NoAllocation)?;
+        self.judge_again(id, now);
         // RFC 8656 §11.2: "If the XOR-PEER-ADDRESS or DATA attribute is missing …, then the entire
         // message is silently discarded."
         let peer = message.get::<XorPeerAddress>().ok().flatten();
@@ -91,7 +100,7 @@ impl Relay {
             .ok_or(DropReason::NoPermissionToPeer)?
             .own;
         let start = data.as_ptr() as usize - message.as_bytes().as_ptr() as usize;
-        let transmit = self.send_to_peer(id, peer, own, start..start + data.len())?;
+        let transmit = self.send_to_peer(now, id, peer, own, start..start + data.len())?;
         self.counters.send_indications.increment();
         Ok(transmit)
     }
@@ -112,7 +121,7 @@ impl Relay {
             remote
         });
         let (allocation, hasher) = self.allocations.get_mut(id).ok_or(DropReason::NoSuchPort)?;
-        if allocation.expires <= now || allocation.state != State::Live {
+        if !allocation.is_live(now) {
             return Err(DropReason::NoSuchPort);
         }
         let channel = allocation.channels.by_peer(peer, hasher);
@@ -173,23 +182,10 @@ impl Relay {
         })
     }
 
-    /// The allocation of a 5-tuple, if data may flow through it now.
-    #[inline]
-    fn live_allocation(&mut self, now: Timestamp, flow: &Flow) -> Result<PortId, DropReason> {
-        let id = self
-            .allocations
-            .find(flow)
-            .ok_or(DropReason::NoAllocation)?;
-        self.judge_again(id, now);
-        match self.allocations.get(id) {
-            Some(found) if found.expires > now && found.state == State::Live => Ok(id),
-            _ => Err(DropReason::NoAllocation),
-        }
-    }
-
     #[inline]
     fn send_to_peer(
         &mut self,
+        now: Timestamp,
         id: PortId,
         peer: PeerAddr,
         own: Option<OwnAddress>,
@@ -203,6 +199,9 @@ impl Relay {
             .allocations
             .get_mut(id)
             .ok_or(DropReason::NoAllocation)?;
+        if !allocation.is_live(now) {
+            return Err(DropReason::NoAllocation);
+        }
         allocation.traffic.packets_to_peers += 1;
         allocation.traffic.bytes_to_peers += payload.len() as u64;
         self.counters.packets_to_peers.increment();
@@ -247,6 +246,12 @@ impl Relay {
 }
 
 impl Allocation {
+    /// Whether data may flow now.
+    #[inline]
+    pub(crate) fn is_live(&self, now: Timestamp) -> bool {
+        self.expires > now && self.state == State::Live
+    }
+
     /// Whether the relayed address is of this family.
     pub(crate) fn is_of_family(&self, ip: IpAddr) -> bool {
         crate::wire::attribute::Family::of(ip) == self.details.family

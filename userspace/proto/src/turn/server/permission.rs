@@ -2,7 +2,7 @@
 
 use ahash::RandomState;
 
-use super::address::PeerIp;
+use super::address::CompactIp;
 use super::allocation::{Allocation, State};
 use super::permissions::Permission;
 use super::{PERMISSION_LIFETIME, unknown_attributes};
@@ -42,7 +42,7 @@ impl Relay {
         for peer in request.message.get_all::<XorPeerAddress>() {
             let XorPeerAddress(peer) = peer.map_err(|_| Code::BAD_REQUEST)?;
             let own = self.judge_peer(id, peer.ip())?;
-            let ip = PeerIp::new(peer.ip());
+            let ip = CompactIp::new(peer.ip());
             if !peers.iter().any(|(known, _)| *known == ip) {
                 peers.push((ip, own));
             }
@@ -119,7 +119,7 @@ impl Relay {
             }
         }
         let policy = &self.policy;
-        let judge = |ip: PeerIp| match policy.judge(ip.ip()) {
+        let judge = |ip: CompactIp| match policy.judge(ip.ip()) {
             Verdict::Allowed => Some(None),
             Verdict::Own(own) => Some(Some(own)),
             Verdict::Denied(_) => None,
@@ -135,7 +135,7 @@ impl Relay {
             });
         allocation
             .channels
-            .retain(hasher, |channel| match judge(channel.peer.ip) {
+            .retain(hasher, |channel| match judge(channel.peer_ip) {
                 Some(own) => {
                     channel.own = own;
                     channel.expires > now
@@ -150,7 +150,7 @@ impl Allocation {
     pub(super) fn has_room_for(
         &mut self,
         now: Timestamp,
-        ips: impl Iterator<Item = PeerIp> + Clone,
+        ips: impl Iterator<Item = CompactIp> + Clone,
         most: u16,
         hasher: &RandomState,
     ) -> bool {
@@ -169,7 +169,7 @@ impl Allocation {
     pub(super) fn permit(
         &mut self,
         now: Timestamp,
-        ip: PeerIp,
+        ip: CompactIp,
         own: Option<OwnAddress>,
         hasher: &RandomState,
     ) {
@@ -179,7 +179,7 @@ impl Allocation {
         for channel in self
             .channels
             .iter_mut()
-            .filter(|channel| channel.peer.ip == ip)
+            .filter(|channel| channel.peer_ip == ip)
         {
             channel.usable_until = channel.expires.min(expires);
         }

@@ -3,14 +3,14 @@
 use ahash::RandomState;
 use hashbrown::HashTable;
 
-use super::address::PeerIp;
+use super::address::CompactIp;
 use crate::Timestamp;
 use crate::access::OwnAddress;
 
 /// A permission: peers at this address may exchange data with the client.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Permission {
-    pub(crate) ip: PeerIp,
+    pub(crate) ip: CompactIp,
     /// Set where this is an address of this host: ports are checked packet by packet.
     pub(crate) own: Option<OwnAddress>,
     pub(crate) expires: Timestamp,
@@ -37,7 +37,7 @@ const LINEAR: usize = 8;
 
 impl Permissions {
     #[inline]
-    pub(crate) fn find(&self, ip: PeerIp, hasher: &RandomState) -> Option<&Permission> {
+    pub(crate) fn find(&self, ip: CompactIp, hasher: &RandomState) -> Option<&Permission> {
         match &self.first {
             Some(first) if first.ip == ip => Some(first),
             _ => self.more.as_ref()?.find(ip, hasher),
@@ -97,7 +97,7 @@ impl Permissions {
 
 impl More {
     #[inline]
-    fn find(&self, ip: PeerIp, hasher: &RandomState) -> Option<&Permission> {
+    fn find(&self, ip: CompactIp, hasher: &RandomState) -> Option<&Permission> {
         if self.list.len() <= LINEAR {
             return self.list.iter().find(|permission| permission.ip == ip);
         }
@@ -133,8 +133,8 @@ mod tests {
 
     use super::*;
 
-    fn ip(last: u8) -> PeerIp {
-        PeerIp::new(IpAddr::from([192, 0, 2, last]))
+    fn ip(last: u8) -> CompactIp {
+        CompactIp::new(IpAddr::from([192, 0, 2, last]))
     }
 
     proptest! {
