@@ -133,6 +133,7 @@ fn introduce(
         "\nNo user is configured; this one was made up and lasts until the server stops:\n\n  \
          user      {name}\n  password  {password}\n  realm     {realm}\n\nTry it:\n"
     );
+    let program = program();
     if let Some(address) = listeners.first().map(|listener| reachable(*listener)) {
         let (ip, port) = (address.ip(), address.port());
         let host = if port == DEFAULT_PORT {
@@ -142,16 +143,23 @@ fn introduce(
         };
         let _ = write!(
             text,
-            "  towpath turn {host} --user {name} --password {password}\n  \
+            "  {program} turn {host} --user {name} --password {password}\n  \
              turnutils_uclient -y -c -u {name} -w {password} -p {port} {ip}\n"
         );
     }
-    text.push_str("  towpath status\n");
+    let _ = writeln!(text, "  {program} status");
     if let Some(observe) = observe {
         let _ = writeln!(text, "  curl http://{observe}/metrics");
     }
     text.push_str("\nCtrl-C stops it.\n\n");
     exit::print(text.as_bytes())
+}
+
+/// How this program was called: what is not installed is called by its path.
+fn program() -> String {
+    std::env::args()
+        .next()
+        .unwrap_or_else(|| "towpath".to_owned())
 }
 
 /// The listening address as a client on this machine can use it.

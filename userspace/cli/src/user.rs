@@ -6,6 +6,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
+use nix::sys::termios::{self, LocalFlags, SetArg};
 use toml_edit::{DocumentMut, Item, TableLike, value};
 use towpath_proto::credentials::{MAX_PASSWORD_BYTES, check_username};
 use towpath_server::config::{Config, Origin, REALM, UserSecret, credential};
@@ -22,7 +23,7 @@ pub(crate) enum Command {
 
 #[derive(Args)]
 #[command(after_help = "\
-Without --password-stdin a password is made up and shown on the terminal.
+Asks for the password on the terminal; an empty one is made up and shown there.
 
 Examples:
   towpath user add alice --realm example.org
@@ -72,7 +73,7 @@ fn run_add(add: Add) -> Result<(), Failure> {
     let password = if add.password_stdin {
         password_from_stdin()?
     } else {
-        new_password()?
+        password_from_terminal()?
     };
     let keys = credential(&add.name, &realm, &password)
         .map_err(|error| Failure::Usage(error.to_string()))?;
@@ -115,17 +116,43 @@ fn password_from_stdin() -> Result<String, Failure> {
     Ok(password.to_owned())
 }
 
-/// Makes up a password and shows it, on a terminal only: what goes elsewhere may be kept.
-fn new_password() -> Result<String, Failure> {
-    if !io::stderr().is_terminal() {
+/// Asks for a password on the terminal; makes one up and shows it there where none is given.
+fn password_from_terminal() -> Result<String, Failure> {
+    if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
         return Err(Failure::Usage(
-            "there is no terminal to show a new password on; use --password-stdin".into(),
+            "there is no terminal to ask for a password on; use --password-stdin".into(),
         ));
     }
-    let password = random_password();
-    writeln!(io::stderr(), "password: {password}")
-        .map_err(|error| Failure::Runtime(format!("cannot show the password: {error}")))?;
+    let failed = |error: io::Error| Failure::Runtime(format!("cannot ask for a password: {error}"));
+    let password = ask_hidden("password (empty: one is made up): ").map_err(failed)?;
+    if password.is_empty() {
+        let password = random_password();
+        writeln!(io::stderr(), "password: {password}").map_err(failed)?;
+        return Ok(password);
+    }
+    if ask_hidden("again: ").map_err(failed)? != password {
+        return Err(Failure::Usage("the passwords differ".into()));
+    }
     Ok(password)
+}
+
+/// Reads a line from the terminal without showing it.
+fn ask_hidden(prompt: &str) -> io::Result<String> {
+    let stdin = io::stdin();
+    let shown = termios::tcgetattr(&stdin)?;
+    let mut hidden = shown.clone();
+    hidden.local_flags.remove(LocalFlags::ECHO);
+    write!(io::stderr(), "{prompt}")?;
+    termios::tcsetattr(&stdin, SetArg::TCSANOW, &hidden)?;
+    let mut line = String::new();
+    let read = stdin
+        .lock()
+        .take(MAX_PASSWORD_BYTES as u64 + 3)
+        .read_line(&mut line);
+    termios::tcsetattr(&stdin, SetArg::TCSANOW, &shown)?;
+    writeln!(io::stderr())?;
+    read?;
+    Ok(line.trim_end_matches(['\r', '\n']).to_owned())
 }
 
 /// A configuration to be changed.

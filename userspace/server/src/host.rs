@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::{Duration, Instant};
 
 use nix::ifaddrs::getifaddrs;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -49,6 +50,25 @@ pub fn is_relayable(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(v4) => v4 != Ipv4Addr::UNSPECIFIED && !v4.is_link_local(),
         IpAddr::V6(v6) => v6 != Ipv6Addr::UNSPECIFIED && !v6.is_unicast_link_local(),
+    }
+}
+
+/// How long a port that is in use is tried again: the kernel closes the sockets of a ring a moment
+/// after its process has ended, so a server that restarts would meet its own past.
+const IN_USE_PATIENCE: Duration = Duration::from_millis(1500);
+/// Pause between two tries.
+const IN_USE_PAUSE: Duration = Duration::from_millis(50);
+
+/// Tries whether `address` can be listened on, for a while where it is in use.
+pub fn await_listen(address: SocketAddr) -> io::Result<()> {
+    let end = Instant::now() + IN_USE_PATIENCE;
+    loop {
+        match try_listen(address) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < end => {
+                std::thread::sleep(IN_USE_PAUSE);
+            }
+            outcome => return outcome,
+        }
     }
 }
 

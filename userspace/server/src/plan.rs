@@ -145,7 +145,7 @@ fn listeners(config: &Config, notes: &mut Vec<Note>) -> Result<Vec<SocketAddr>, 
     let mut listeners = Vec::new();
     let mut no_ipv6 = None;
     for Placed { value: address, .. } in &config.relay.listen {
-        match host::try_listen(*address) {
+        match host::await_listen(*address) {
             Ok(()) => listeners.push(*address),
             Err(error) if is_without_ipv6(*address, &error) => {
                 notes.push(Note::NoIpv6(*address));

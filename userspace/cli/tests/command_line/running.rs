@@ -143,6 +143,13 @@ impl Server {
         panic!("no port stayed free: {last}");
     }
 
+    /// Starts it once more, as it was started without options.
+    pub(crate) fn restart(&mut self) {
+        let config = self.scratch.join("towpath.toml");
+        self.child = Self::spawn(&Options::default(), &self.scratch, &config);
+        self.wait_until_ready().unwrap();
+    }
+
     fn prepare(options: &Options<'_>) -> (Self, PathBuf) {
         let scratch = Scratch::new();
         let (port, observe) = (free_udp_port(), free_tcp_port());
