@@ -7,7 +7,8 @@
 //! ```text
 //!   never      unspecified, multicast, broadcast, IPv4-mapped/-compatible/-translated   → denied
 //!   deny       a prefix of `deny`                                                       → denied
-//!   own        an address of this host         → its relayed ports in use, and nothing else
+//!   own        a relay address of this host     → its relayed ports in use, and nothing else
+//!              another address of this host                                             → denied
 //!   allow      a prefix of `allow`                                                      → allowed
 //!   special    every special-use range of the IANA registries, and IPv6 outside 2000::/3 → denied
 //!   else                                                                                → allowed
@@ -200,6 +201,8 @@ pub enum Denial {
     SpecialUse,
     /// It carries an IPv4 address that is denied.
     Embedded,
+    /// It is an address of this host that no allocation can have and `allow` does not name.
+    OwnHost,
 }
 
 /// An address of this host as a peer.
@@ -212,6 +215,15 @@ pub struct OwnAddress {
 }
 
 impl OwnAddress {
+    /// Denied where no port can ever be open, so that a client hears of it at once.
+    fn verdict(self) -> Verdict {
+        if self.relay_address.is_some() || self.opened {
+            Verdict::Own(self)
+        } else {
+            Verdict::Denied(Denial::OwnHost)
+        }
+    }
+
     /// Index of the relay address that peers know by this IP.
     pub(crate) fn relay_address(self) -> Option<usize> {
         self.relay_address.map(usize::from)
@@ -288,7 +300,7 @@ impl PeerPolicy {
             return Verdict::Denied(Denial::Rule);
         }
         if let Some((_, own)) = self.own.iter().find(|(known, _)| *known == address) {
-            return Verdict::Own(*own);
+            return own.verdict();
         }
         let allowed = self
             .rules
@@ -298,10 +310,11 @@ impl PeerPolicy {
         if address.is_loopback() && allowed {
             // All of 127.0.0.0/8 is this host, whether it is listed or not.
             let opened = self.is_opened(address);
-            return Verdict::Own(OwnAddress {
+            let own = OwnAddress {
                 relay_address: None,
                 opened,
-            });
+            };
+            return own.verdict();
         }
         if !allowed && is_special_use(address) {
             return Verdict::Denied(Denial::SpecialUse);

@@ -195,9 +195,14 @@ fn own_addresses_are_reached_at_relayed_ports_in_use_only() {
     let unused = format!("5.5.5.5:{}", relayed.port() ^ 1);
     assert_eq!(lab.bind(CLIENT, 0x4001, &unused), 403);
     assert_eq!(lab.bind(CLIENT, 0x4001, "7.7.7.7:7000"), 403);
-    assert_eq!(lab.permit(CLIENT, &["7.7.7.7:7000"]), 0);
+    assert_eq!(lab.permit(CLIENT, &["7.7.7.7:7000"]), 403);
     assert!(
         lab.client_sends(CLIENT, &send_indication("7.7.7.7:7000", b"x"))
+            .is_none()
+    );
+    assert_eq!(lab.permit(CLIENT, &["5.5.5.5:1"]), 0);
+    assert!(
+        lab.client_sends(CLIENT, &send_indication(&unused, b"x"))
             .is_none()
     );
     assert_eq!(lab.drops(DropReason::OwnAddress), 1);
