@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::fs::{self, File};
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -11,11 +11,14 @@ use std::time::Duration;
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use crate::process::wait_for;
-use crate::skip::{skip, test_name};
+use crate::process::{Process, wait_for};
+use crate::skip::skip;
 
 /// First part of every namespace's name; the process id and a number follow.
 const PREFIX: &str = "tp-net-";
+
+/// Where `ip netns` keeps them.
+const NAMESPACES: &str = "/run/netns";
 
 /// Ample for a program to start and answer, also on a busy machine.
 const START_LIMIT: Duration = Duration::from_secs(30);
@@ -115,15 +118,7 @@ impl Lab {
 impl Drop for Lab {
     fn drop(&mut self) {
         remove_namespaces(&format!("{}-", self.id));
-        if thread::panicking() {
-            eprintln!(
-                "the files of {} are kept in {}",
-                test_name(),
-                self.directory.display()
-            );
-        } else {
-            let _ = fs::remove_dir_all(&self.directory);
-        }
+        let _ = fs::remove_dir_all(&self.directory);
     }
 }
 
@@ -180,6 +175,18 @@ impl Host {
         })
     }
 
+    /// Waits until nobody has `address` any more: the kernel takes a ring of io_uring down, and lets
+    /// go of its sockets, a little after the process has ended.
+    ///
+    /// # Panics
+    ///
+    /// Where somebody keeps it.
+    pub fn wait_until_free(&self, address: SocketAddr) {
+        wait_for(&format!("{address} to be free"), START_LIMIT, || {
+            self.inside(|| UdpSocket::bind(address)).ok()
+        });
+    }
+
     /// A UDP socket on this host, bound to a port the kernel chooses.
     pub fn bind_any(&self, address: IpAddr) -> UdpSocket {
         self.bind(SocketAddr::new(address, 0))
@@ -190,17 +197,24 @@ impl Host {
         &self.directory
     }
 
-    /// Sends `request` to `server`, an address of this host, again and again until it answers.
+    /// Sends `request` to `server`, an address of this host or the wildcard, again and again until
+    /// `process` answers there.
     ///
     /// # Panics
     ///
-    /// Where it does not within a time that is ample for a start.
-    pub fn wait_for_answer(&self, server: SocketAddr, request: &[u8]) {
+    /// Where it ends, or does not answer within a time that is ample for a start.
+    pub fn wait_for_answer(&self, process: &mut Process, server: SocketAddr, request: &[u8]) {
+        let server = match server.ip() {
+            IpAddr::V4(ip) if ip.is_unspecified() => (Ipv4Addr::LOCALHOST, server.port()).into(),
+            IpAddr::V6(ip) if ip.is_unspecified() => (Ipv6Addr::LOCALHOST, server.port()).into(),
+            _ => server,
+        };
         let socket = self.bind_any(server.ip());
         socket
             .set_read_timeout(Some(Duration::from_millis(50)))
             .expect("50 ms is not zero");
         wait_for(&format!("an answer from {server}"), START_LIMIT, || {
+            assert_eq!(process.ended(), None, "the process has ended");
             // A refused port is an error of the next call: the server is not there yet.
             let _ = socket.send_to(request, server);
             socket
@@ -213,7 +227,7 @@ impl Host {
     /// Calls `action` on a thread of its own that is inside this host's namespace. Sockets it makes
     /// stay there.
     pub fn inside<T: Send>(&self, action: impl FnOnce() -> T + Send) -> T {
-        let path = Path::new("/run/netns").join(&self.namespace);
+        let path = Path::new(NAMESPACES).join(&self.namespace);
         let enter = || {
             let namespace = File::open(&path).expect("the namespace exists");
             let network = Some(LinkNameSpaceType::Network);
@@ -238,28 +252,30 @@ pub(crate) fn exists(program: &str) -> bool {
 
 /// Removes what tests left behind whose process has gone.
 fn remove_leftovers() {
-    for name in namespaces() {
-        let Some(rest) = name.strip_prefix(PREFIX) else {
-            continue;
-        };
-        let process = rest.split('-').next().unwrap_or_default();
-        if !Path::new("/proc").join(process).exists() {
-            remove_namespaces(&format!("{PREFIX}{process}-"));
-        }
+    let is_leftover = |name: &String| {
+        let process = name
+            .strip_prefix(PREFIX)
+            .and_then(|rest| rest.split('-').next());
+        process.is_some_and(|process| !Path::new("/proc").join(process).exists())
+    };
+    for name in entries(Path::new(NAMESPACES)).filter(is_leftover) {
+        remove_namespaces(&name);
+    }
+    let directory = std::env::temp_dir();
+    for name in entries(&directory).filter(is_leftover) {
+        let _ = fs::remove_dir_all(directory.join(name));
     }
 }
 
 fn remove_namespaces(prefix: &str) {
-    for name in namespaces().iter().filter(|name| name.starts_with(prefix)) {
-        let _ = try_ip(&["netns", "del", name]);
+    for name in entries(Path::new(NAMESPACES)).filter(|name| name.starts_with(prefix)) {
+        let _ = try_ip(&["netns", "del", &name]);
     }
 }
 
-fn namespaces() -> Vec<String> {
-    let entries = fs::read_dir("/run/netns").into_iter().flatten().flatten();
-    entries
-        .map(|entry| entry.file_name().to_string_lossy().into_owned())
-        .collect()
+fn entries(directory: &Path) -> impl Iterator<Item = String> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    entries.map(|entry| entry.file_name().to_string_lossy().into_owned())
 }
 
 fn ip(arguments: &[&str]) {

@@ -16,6 +16,7 @@
 
 mod lab;
 mod peers;
+mod probe;
 mod process;
 mod server;
 mod skip;
@@ -23,6 +24,7 @@ mod uclient;
 
 pub use lab::{Host, Lab};
 pub use peers::EchoPeer;
+pub use probe::{Granted, Probe, Refused, Relayed};
 pub use process::Process;
 pub use server::{Driver, Kind, PASSWORD, REALM, RelayAddress, Server, ServerOptions, USER};
 pub use skip::skip;

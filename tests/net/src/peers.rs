@@ -23,9 +23,9 @@ impl EchoPeer {
                 &address.port().to_string(),
             ]);
         }
-        let process = Process::start("peer", command, host.directory());
+        let mut process = Process::start("peer", command, host.directory());
         for &address in addresses {
-            host.wait_for_answer(address, b"are you there?");
+            host.wait_for_answer(&mut process, address, b"are you there?");
         }
         Self { _process: process }
     }

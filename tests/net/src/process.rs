@@ -3,10 +3,12 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter};
 
 /// How often a condition is looked at again.
 const POLL: Duration = Duration::from_millis(10);
@@ -18,6 +20,13 @@ pub struct Process {
     name: String,
     child: Child,
     log: PathBuf,
+    keeper: Option<Keeper>,
+}
+
+/// Keeps the thread alive that started a process, for the process dies with it.
+#[derive(Debug)]
+struct Keeper {
+    _end: Sender<()>,
 }
 
 impl Process {
@@ -38,7 +47,24 @@ impl Process {
             name: name.to_owned(),
             child,
             log,
+            keeper: None,
         }
+    }
+
+    /// As [`Process::start`], under a seccomp filter that refuses io_uring, as container runtimes
+    /// have.
+    pub fn start_without_io_uring(name: &str, command: Command, directory: &Path) -> Self {
+        let (end, ended) = mpsc::channel();
+        let (started, receive) = mpsc::channel();
+        let (name, directory) = (name.to_owned(), directory.to_owned());
+        thread::spawn(move || {
+            apply_filter(&refuse_io_uring()).expect("root may filter its system calls");
+            let _ = started.send(Self::start(&name, command, &directory));
+            let _ = ended.recv();
+        });
+        let mut process = receive.recv().expect("the process starts");
+        process.keeper = Some(Keeper { _end: end });
+        process
     }
 
     /// The process's id.
@@ -85,6 +111,29 @@ impl Drop for Process {
             eprintln!("--- output of {} ---\n{}---", self.name, self.output());
         }
     }
+}
+
+/// Every system call of io_uring fails with EPERM, all others work.
+fn refuse_io_uring() -> BpfProgram {
+    /// `io_uring_setup`, `io_uring_enter` and `io_uring_register`, the same on every architecture.
+    const IO_URING: [i64; 3] = [425, 426, 427];
+    const EPERM: u32 = 1;
+    let architecture = std::env::consts::ARCH
+        .try_into()
+        .expect("an architecture with seccomp");
+    let rules = IO_URING
+        .into_iter()
+        .map(|call| (call, Vec::new()))
+        .collect();
+    let filter = SeccompFilter::new(
+        rules,
+        SeccompAction::Allow,
+        SeccompAction::Errno(EPERM),
+        architecture,
+    );
+    filter
+        .and_then(BpfProgram::try_from)
+        .expect("the filter is well-formed")
 }
 
 /// Looks until `look` finds something.

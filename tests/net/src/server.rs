@@ -1,17 +1,19 @@
 //! The servers under test: coturn, which shows that a test is right, and Towpath on each driver.
 
 use std::fmt::Write;
+use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
+use std::os::unix;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 use std::sync::OnceLock;
 use std::time::Duration;
 
 use rustix::process::Signal;
 
 use crate::lab::Host;
-use crate::process::Process;
+use crate::process::{Process, wait_for};
 
 /// The user every server knows.
 pub const USER: &str = "alice";
@@ -74,6 +76,8 @@ pub struct ServerOptions {
     pub ports: RangeInclusive<u16>,
     /// Prefixes that are allowed as peers although they are special.
     pub allow: Vec<String>,
+    /// Prefixes that are refused as peers in any case.
+    pub deny: Vec<String>,
     /// Whether it runs as an ordinary user.
     pub unprivileged: bool,
     /// Shards; 0 for one per core.
@@ -91,6 +95,7 @@ impl ServerOptions {
             relay: addresses.iter().copied().map(RelayAddress::from).collect(),
             ports: 50_000..=51_999,
             allow: vec!["10.77.2.0/24".into(), "fd77:2::/64".into()],
+            deny: Vec::new(),
             unprivileged: false,
             shards: 0,
         }
@@ -112,7 +117,7 @@ impl ServerOptions {
              port_range = \"{first}-{last}\"\nrealm = \"{REALM}\"\nshards = {shards}\n\
              driver = \"{driver}\"\n\n\
              [auth]\nusers = {{ {USER} = \"plain:{PASSWORD}\" }}\n\n\
-             [access]\nallow = [{allow}]\n",
+             [access]\nallow = [{allow}]\ndeny = [{deny}]\n",
             listen = quoted(self.listen.iter().map(SocketAddr::to_string).collect()),
             relay = relay.collect::<Vec<_>>().join(", "),
             first = self.ports.start(),
@@ -124,6 +129,7 @@ impl ServerOptions {
                 Driver::Epoll => "epoll",
             },
             allow = quoted(self.allow.clone()),
+            deny = quoted(self.deny.clone()),
         )
     }
 
@@ -157,67 +163,20 @@ pub struct Server {
 impl Server {
     /// Starts it on `host` and waits until it answers on every address it listens on.
     pub fn start(kind: Kind, host: &Host, options: &ServerOptions) -> Self {
-        Self::start_by(kind, host, options, |command, directory| {
-            Process::start("server", command, directory)
-        })
+        let process = Process::start("server", command(kind, host, options), host.directory());
+        Self::ready(process, host, options)
     }
 
-    /// As [`Server::start`], with the process started by `start`, which may prepare its thread.
-    pub fn start_by(
-        kind: Kind,
-        host: &Host,
-        options: &ServerOptions,
-        start: impl FnOnce(Command, &std::path::Path) -> Process,
-    ) -> Self {
-        let directory = host.directory();
-        let (file, text) = match kind {
-            Kind::Coturn => ("turnserver.conf", options.coturn()),
-            Kind::Towpath(driver) => ("towpath.toml", options.towpath(driver)),
-        };
-        let path = directory.join(file);
-        std::fs::write(&path, text).expect("the laboratory's directory is writable");
-        let mut command = host.command(if options.unprivileged {
-            "setpriv"
-        } else {
-            "env"
-        });
-        if options.unprivileged {
-            rustix::fs::chown(
-                directory,
-                Some(rustix::fs::Uid::from_raw(NOBODY)),
-                Some(rustix::fs::Gid::from_raw(NOBODY)),
-            )
-            .expect("root may give a directory away");
-            let id = NOBODY.to_string();
-            command.args([
-                "--reuid",
-                &id,
-                "--regid",
-                &id,
-                "--clear-groups",
-                "--no-new-privs",
-            ]);
-            command.args(["--pdeathsig", "KILL", "env"]);
-        }
-        // Nothing of this machine's own state, and no ways out of the namespace's /sys mount.
-        command.arg(format!(
-            "XDG_STATE_HOME={}",
-            directory.join("state").display()
-        ));
-        command.arg(format!(
-            "XDG_RUNTIME_DIR={}",
-            directory.join("run").display()
-        ));
-        match kind {
-            Kind::Coturn => command.args(["turnserver", "-n", "-c"]).arg(&path),
-            Kind::Towpath(_) => {
-                command.arg(binary()).args(["serve", "--config"]).arg(&path);
-                command.arg("--state-dir").arg(directory.join("state"))
-            }
-        };
-        let process = start(command, directory);
+    /// As [`Server::start`], where io_uring is forbidden.
+    pub fn start_without_io_uring(kind: Kind, host: &Host, options: &ServerOptions) -> Self {
+        let command = command(kind, host, options);
+        let process = Process::start_without_io_uring("server", command, host.directory());
+        Self::ready(process, host, options)
+    }
+
+    fn ready(mut process: Process, host: &Host, options: &ServerOptions) -> Self {
         for &address in &options.listen {
-            host.wait_for_answer(address, &BINDING_REQUEST);
+            host.wait_for_answer(&mut process, address, &BINDING_REQUEST);
         }
         Self {
             process,
@@ -235,9 +194,34 @@ impl Server {
     /// # Panics
     ///
     /// Where it does not end.
-    pub fn stop(mut self) -> std::process::ExitStatus {
+    pub fn stop(mut self) -> ExitStatus {
         self.process.signal(Signal::TERM);
         self.process.wait(Duration::from_secs(30))
+    }
+
+    /// Waits until Towpath's control plane has started too, which answers `towpath status`.
+    ///
+    /// # Panics
+    ///
+    /// Where it does not.
+    pub fn wait_for_control(&self) {
+        let socket = self.host.directory().join("run").join("control.sock");
+        wait_for("the control socket", Duration::from_secs(30), || {
+            socket.exists().then_some(())
+        });
+        self.status();
+    }
+
+    /// What `towpath status` says.
+    ///
+    /// # Panics
+    ///
+    /// Where it fails.
+    pub fn status(&self) -> String {
+        let directory = self.host.directory();
+        let (program, runtime) = (directory.join("towpath"), directory.join("run"));
+        let arguments = ["status", "--runtime-dir", &runtime.to_string_lossy()];
+        self.host.run(&program.to_string_lossy(), &arguments)
     }
 
     /// The host it runs on.
@@ -271,4 +255,50 @@ fn binary() -> &'static PathBuf {
             .expect("tests lie two levels below the profile");
         target.join("towpath")
     })
+}
+
+/// What starts the server on `host`; writes its configuration.
+fn command(kind: Kind, host: &Host, options: &ServerOptions) -> Command {
+    let directory = host.directory();
+    let (file, text) = match kind {
+        Kind::Coturn => ("turnserver.conf", options.coturn()),
+        Kind::Towpath(driver) => ("towpath.toml", options.towpath(driver)),
+    };
+    let configuration = directory.join(file);
+    fs::write(&configuration, text).expect("the laboratory's directory is writable");
+    let mut command = host.command(if options.unprivileged {
+        "setpriv"
+    } else {
+        "env"
+    });
+    if options.unprivileged {
+        let id = NOBODY.to_string();
+        command.args([
+            "--reuid",
+            &id,
+            "--regid",
+            &id,
+            "--clear-groups",
+            "--no-new-privs",
+        ]);
+        command.args(["--bounding-set", "-all", "--pdeathsig", "KILL", "env"]);
+        unix::fs::chown(directory, Some(NOBODY), Some(NOBODY))
+            .expect("root may give a directory away");
+    }
+    match kind {
+        Kind::Coturn => command.args(["turnserver", "-c"]).arg(&configuration),
+        Kind::Towpath(_) => {
+            // Where the program was built may be closed to other users.
+            let program = directory.join("towpath");
+            fs::copy(binary(), &program).expect("the program can be copied");
+            command
+                .arg(program)
+                .args(["serve", "--config"])
+                .arg(&configuration);
+            // The places by default are the machine's own.
+            command.arg("--state-dir").arg(directory.join("state"));
+            command.arg("--runtime-dir").arg(directory.join("run"))
+        }
+    };
+    command
 }

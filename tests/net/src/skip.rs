@@ -18,7 +18,7 @@ pub fn skip(why: &str) {
 }
 
 /// The running test's name: that of its thread, or what the runner says.
-pub(crate) fn test_name() -> String {
+fn test_name() -> String {
     let thread = std::thread::current();
     match thread.name() {
         Some(name) if name != "main" => name.to_owned(),

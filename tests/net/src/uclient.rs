@@ -56,14 +56,10 @@ impl Uclient<'_> {
 
     fn command(&self, host: &Host) -> Command {
         let mut command = host.command("timeout");
-        command.args([
-            LIMIT_SECONDS,
-            "turnutils_uclient",
-            "-u",
-            USER,
-            "-w",
-            PASSWORD,
-        ]);
+        command.arg(LIMIT_SECONDS);
+        // timeout's own child has to be told too to die with it.
+        command.args(["setpriv", "--pdeathsig", "KILL", "turnutils_uclient"]);
+        command.args(["-u", USER, "-w", PASSWORD]);
         command.args(["-l", "170", "-z", "5"]);
         command.args([
             "-m",

@@ -3,7 +3,9 @@
 
 use std::net::SocketAddr;
 
-use towpath_net::{EchoPeer, Kind, Lab, PASSWORD, Server, ServerOptions, USER, address, skip};
+use towpath_net::{
+    Driver, EchoPeer, Kind, Lab, PASSWORD, Server, ServerOptions, USER, address, skip,
+};
 
 fn stun_client_learns_its_address(kind: Kind, server: &str, client: &str) {
     let Some(lab) = Lab::with(&["turnutils_stunclient", "turnserver"]) else {
@@ -87,4 +89,6 @@ macro_rules! clients {
 
 clients! {
     coturn: Kind::Coturn;
+    towpath_io_uring: Kind::Towpath(Driver::IoUring);
+    towpath_epoll: Kind::Towpath(Driver::Epoll);
 }

@@ -4,7 +4,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use towpath_net::{EchoPeer, Kind, Lab, Server, ServerOptions, Uclient, address};
+use towpath_net::{Driver, EchoPeer, Kind, Lab, Server, ServerOptions, Uclient, address};
 
 const SERVER: [&str; 2] = ["10.77.2.1", "fd77:2::1"];
 const PEER: [&str; 2] = ["10.77.2.3", "fd77:2::3"];
@@ -65,7 +65,7 @@ macro_rules! matrix {
             v6_relay_between_clients_over_v6: ["-y", "-x"], V6, None;
             v4_relay_from_a_v6_client: ["-c"], V6, Some(V4);
             v4_relay_asked_for_over_v6: ["-X"], V6, Some(V4);
-            dont_fragment_and_padded_channels: ["-c", "-g", "-D"], V4, Some(V4);
+            padded_channels: ["-c", "-D"], V4, Some(V4);
             extra_requests: ["-c", "-G"], V4, Some(V4);
         }})*
     };
@@ -73,4 +73,6 @@ macro_rules! matrix {
 
 matrix! {
     coturn: Kind::Coturn;
+    towpath_io_uring: Kind::Towpath(Driver::IoUring);
+    towpath_epoll: Kind::Towpath(Driver::Epoll);
 }

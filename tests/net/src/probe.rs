@@ -1,0 +1,320 @@
+//! A TURN client that asks for anything, also for what it must not have: one request at a time, by
+//! the project's own codec, with the server's whole answer.
+
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::time::{Duration, Instant};
+
+use towpath_proto::credentials::LongTermKey;
+use towpath_proto::wire::attribute::{
+    Algorithm, ChannelNumberValue, Data, ErrorCode, Family, Lifetime, Nonce, Realm,
+    RequestedAddressFamily, RequestedTransport, Username, XorMappedAddress, XorPeerAddress,
+    XorRelayedAddress,
+};
+use towpath_proto::wire::{
+    ChannelData, ChannelNumber, Class, IntegrityKey, Kind, Message, MessageType, MessageWriter,
+    Method, TransactionId, WriteError, classify,
+};
+
+use crate::lab::Host;
+use crate::server::{PASSWORD, REALM, USER};
+
+/// A request without an answer is sent again after this long.
+const RETRANSMIT: Duration = Duration::from_millis(500);
+/// And given up after this long.
+const GIVE_UP: Duration = Duration::from_secs(20);
+/// UDP's number, as REQUESTED-TRANSPORT has it.
+const UDP: u8 = 17;
+
+/// A client with one 5-tuple.
+#[derive(Debug)]
+pub struct Probe {
+    socket: UdpSocket,
+    server: SocketAddr,
+    key: IntegrityKey,
+    nonce: Vec<u8>,
+    transactions: u64,
+    backlog: Vec<Relayed>,
+}
+
+/// What a success response says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Granted {
+    /// XOR-RELAYED-ADDRESS.
+    pub relayed: Option<SocketAddr>,
+    /// XOR-MAPPED-ADDRESS.
+    pub mapped: Option<SocketAddr>,
+    /// LIFETIME, in seconds.
+    pub lifetime: Option<u32>,
+}
+
+/// A refusal: the number of ERROR-CODE.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refused(pub u16);
+
+/// Data that came through the relay.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Relayed {
+    /// In a Data indication.
+    Indication {
+        /// XOR-PEER-ADDRESS.
+        peer: SocketAddr,
+        /// DATA.
+        data: Vec<u8>,
+    },
+    /// On a channel.
+    Channel {
+        /// The channel's number.
+        number: u16,
+        /// Application data.
+        data: Vec<u8>,
+    },
+}
+
+impl Probe {
+    /// A client on `host`, sending from `local` to `server`.
+    pub fn new(host: &Host, local: IpAddr, server: SocketAddr) -> Self {
+        let key = LongTermKey::derive(Algorithm::Md5, USER, REALM, PASSWORD)
+            .expect("the laboratory's credentials are well-formed");
+        Self {
+            socket: host.bind_any(local),
+            server,
+            key: IntegrityKey::new(key.as_bytes()),
+            nonce: Vec::new(),
+            transactions: 0,
+            backlog: Vec::new(),
+        }
+    }
+
+    /// Asks for its own address, without credentials. Gives the answer's source too.
+    pub fn binding(&mut self) -> Result<(Granted, SocketAddr), Refused> {
+        self.exchange(Method::BINDING, false, &|_| Ok(()))
+    }
+
+    /// Asks for an allocation.
+    pub fn allocate(&mut self, family: Option<Family>) -> Result<Granted, Refused> {
+        self.request(Method::ALLOCATE, &|message| {
+            message.put(&RequestedTransport(UDP))?;
+            message.put_some(family.map(RequestedAddressFamily).as_ref())?;
+            Ok(())
+        })
+    }
+
+    /// Asks for another lifetime, in seconds; 0 ends the allocation.
+    pub fn refresh(&mut self, lifetime: u32) -> Result<Granted, Refused> {
+        self.request(Method::REFRESH, &|message| {
+            message.put(&Lifetime(lifetime)).map(drop)
+        })
+    }
+
+    /// Asks to let these peers in.
+    pub fn create_permission(&mut self, peers: &[IpAddr]) -> Result<Granted, Refused> {
+        self.request(Method::CREATE_PERMISSION, &|message| {
+            for &peer in peers {
+                message.put(&XorPeerAddress(SocketAddr::new(peer, 0)))?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Asks for a channel to a peer.
+    pub fn bind_channel(&mut self, number: u16, peer: SocketAddr) -> Result<Granted, Refused> {
+        self.request(Method::CHANNEL_BIND, &|message| {
+            message.put(&ChannelNumberValue(channel(number)))?;
+            message.put(&XorPeerAddress(peer))?;
+            Ok(())
+        })
+    }
+
+    /// Sends by a Send indication, which nobody answers.
+    pub fn send(&mut self, peer: SocketAddr, data: &[u8]) {
+        let mut buffer = [0; 2048];
+        let kind = MessageType::new(Method::SEND, Class::Indication);
+        let id = self.next_transaction();
+        let bytes = write(&mut buffer, kind, id, &|message| {
+            message.put(&XorPeerAddress(peer))?.put(&Data(data))?;
+            Ok(())
+        });
+        self.transmit(bytes);
+    }
+
+    /// Sends on a channel.
+    pub fn send_on_channel(&mut self, number: u16, data: &[u8]) {
+        let header =
+            ChannelData::header(channel(number), data.len()).expect("a datagram fits a channel");
+        self.transmit(&[&header, data].concat());
+    }
+
+    /// The next data from a peer; `None` where nothing comes within `limit`.
+    pub fn receive(&mut self, limit: Duration) -> Option<Relayed> {
+        if !self.backlog.is_empty() {
+            return Some(self.backlog.remove(0));
+        }
+        let deadline = Instant::now() + limit;
+        let mut buffer = [0; 2048];
+        while let Some((bytes, _)) = self.datagram(deadline, &mut buffer) {
+            if let Some(relayed) = relayed(bytes) {
+                return Some(relayed);
+            }
+        }
+        None
+    }
+
+    /// A request with credentials; a 401 or 438 is answered with what it asks for, once.
+    fn request(&mut self, method: Method, fill: &Fill<'_>) -> Result<Granted, Refused> {
+        const CHALLENGES: [Refused; 2] = [Refused(401), Refused(438)];
+        let first = self.exchange(method, !self.nonce.is_empty(), fill);
+        let outcome = match first {
+            Err(refused) if CHALLENGES.contains(&refused) => self.exchange(method, true, fill),
+            outcome => outcome,
+        };
+        outcome.map(|(granted, _)| granted)
+    }
+
+    fn exchange(
+        &mut self,
+        method: Method,
+        signed: bool,
+        fill: &Fill<'_>,
+    ) -> Result<(Granted, SocketAddr), Refused> {
+        let id = self.next_transaction();
+        let mut buffer = [0; 2048];
+        let request = write(
+            &mut buffer,
+            MessageType::new(method, Class::Request),
+            id,
+            &|message| {
+                fill(message)?;
+                if signed {
+                    message
+                        .put(&Username(USER))?
+                        .put(&Realm(REALM))?
+                        .put(&Nonce(&self.nonce))?;
+                    message.integrity(&self.key)?;
+                }
+                Ok(())
+            },
+        );
+        let begin = Instant::now();
+        let mut answer = [0; 2048];
+        while begin.elapsed() < GIVE_UP {
+            self.transmit(request);
+            let deadline = Instant::now() + RETRANSMIT;
+            while let Some((bytes, source)) = self.datagram(deadline, &mut answer) {
+                match Message::parse(bytes) {
+                    Ok(message) if message.transaction_id() == id => {
+                        let nonce = message.get::<Nonce<'_>>().ok().flatten();
+                        if let Some(Nonce(nonce)) = nonce {
+                            nonce.clone_into(&mut self.nonce);
+                        }
+                        return self
+                            .outcome(&message, signed)
+                            .map(|granted| (granted, source));
+                    }
+                    _ => self.backlog.extend(relayed(bytes)),
+                }
+            }
+        }
+        panic!("{} does not answer {method:?}", self.server);
+    }
+
+    fn outcome(&self, message: &Message<'_>, signed: bool) -> Result<Granted, Refused> {
+        if message.class() == Class::Error {
+            let error = message
+                .get::<ErrorCode<'_>>()
+                .expect("a well-formed ERROR-CODE");
+            return Err(Refused(error.expect("an error has a code").code.number()));
+        }
+        if signed {
+            message
+                .check_integrity(&self.key)
+                .expect("a success is signed with the user's key");
+        }
+        let relayed = message.get().expect("a well-formed XOR-RELAYED-ADDRESS");
+        let mapped = message.get().expect("a well-formed XOR-MAPPED-ADDRESS");
+        let lifetime = message.get().expect("a well-formed LIFETIME");
+        Ok(Granted {
+            relayed: relayed.map(|XorRelayedAddress(address)| address),
+            mapped: mapped.map(|XorMappedAddress(address)| address),
+            lifetime: lifetime.map(|Lifetime(seconds)| seconds),
+        })
+    }
+
+    fn transmit(&self, bytes: &[u8]) {
+        // A closed port answers the previous datagram with an error that belongs to no one here.
+        if self.socket.send_to(bytes, self.server).is_err() {
+            self.socket
+                .send_to(bytes, self.server)
+                .expect("the laboratory's network is up");
+        }
+    }
+
+    /// The next datagram of the server; `None` at the deadline.
+    fn datagram<'b>(
+        &self,
+        deadline: Instant,
+        buffer: &'b mut [u8],
+    ) -> Option<(&'b [u8], SocketAddr)> {
+        loop {
+            let left = deadline.checked_duration_since(Instant::now())?;
+            let timeout = left.max(Duration::from_millis(1));
+            self.socket
+                .set_read_timeout(Some(timeout))
+                .expect("the timeout is not zero");
+            match self.socket.recv_from(buffer) {
+                Ok((bytes, source)) => return Some((&buffer[..bytes], source)),
+                Err(_) => continue,
+            }
+        }
+    }
+
+    fn next_transaction(&mut self) -> TransactionId {
+        self.transactions += 1;
+        let mut id = [0; 12];
+        let port = self
+            .socket
+            .local_addr()
+            .map(|address| address.port())
+            .unwrap_or_default();
+        id[..2].copy_from_slice(&port.to_be_bytes());
+        id[4..].copy_from_slice(&self.transactions.to_be_bytes());
+        TransactionId(id)
+    }
+}
+
+/// Adds the attributes of one request.
+type Fill<'a> = dyn Fn(&mut MessageWriter<'_>) -> Result<(), WriteError> + 'a;
+
+fn write<'b>(
+    buffer: &'b mut [u8],
+    kind: MessageType,
+    id: TransactionId,
+    fill: &Fill<'_>,
+) -> &'b [u8] {
+    let mut message = MessageWriter::new(buffer, kind, id).expect("the buffer holds a header");
+    fill(&mut message).expect("the buffer holds the attributes");
+    message.finish()
+}
+
+fn relayed(bytes: &[u8]) -> Option<Relayed> {
+    match classify(bytes) {
+        Kind::ChannelData => {
+            let message = ChannelData::parse(bytes).ok()?;
+            let (number, data) = (message.channel.number(), message.data.to_vec());
+            Some(Relayed::Channel { number, data })
+        }
+        Kind::Stun => {
+            let message = Message::parse(bytes).ok()?;
+            let XorPeerAddress(peer) = message.get().ok()??;
+            let Data(data) = message.get().ok()??;
+            Some(Relayed::Indication {
+                peer,
+                data: data.to_vec(),
+            })
+        }
+        Kind::Other => None,
+    }
+}
+
+fn channel(number: u16) -> ChannelNumber {
+    ChannelNumber::new(number).unwrap_or_else(|| panic!("{number:#x} is no channel number"))
+}
