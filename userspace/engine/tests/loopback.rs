@@ -6,7 +6,7 @@ use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use switchboard::*;
-use towpath_engine::{Counter, DriverInUse};
+use towpath_engine::{Counter, Driver, DriverInUse};
 
 #[test]
 fn a_datagram_is_answered_in_place_and_from_the_machines_own_buffer() {
@@ -135,4 +135,22 @@ fn a_burst_of_one_flow_is_sent_as_runs_and_arrives_in_order() {
         assert!((2000..=2001).contains(&counters.value(Counter::DatagramsSent)));
         assert_eq!(drops(&counters), []);
     }
+}
+
+#[test]
+fn epoll_sends_what_holds_its_buffers_before_it_receives_more() {
+    let mut config = config(Driver::Epoll, &["127.0.0.1:0"]);
+    config.small_buffers = 8;
+    config.big_buffers = 2;
+    let engine = start(config);
+    let client = client(engine.listeners()[0]);
+    for _ in 0..50 {
+        for place in 0..40u8 {
+            client.send(&[b'e', place]).unwrap();
+        }
+        for place in 0..40u8 {
+            assert_eq!(receive(&client), [b'e', place]);
+        }
+    }
+    assert_eq!(drops(&counters(&engine)), []);
 }

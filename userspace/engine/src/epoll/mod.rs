@@ -112,7 +112,10 @@ impl<M: Machine, H: Host<M>> Epoll<M, H> {
         while received < ROUND_RECEIVES
             && let Some(index) = self.ready.pop_front()
         {
-            received += self.receive_from(index);
+            let Some(filled) = self.receive_from(index) else {
+                break;
+            };
+            received += filled;
         }
     }
 

@@ -120,14 +120,15 @@ impl Inlet {
 }
 
 impl<M: Machine, H: Host<M>> Epoll<M, H> {
-    /// One receive from a ready slot. Returns the number of buffers it filled.
-    pub(super) fn receive_from(&mut self, index: u32) -> usize {
+    /// One receive from a ready slot. Returns the number of buffers it filled; `None` where there was
+    /// no buffer to receive into, so that what holds them has to be sent first.
+    pub(super) fn receive_from(&mut self, index: u32) -> Option<usize> {
         let Some(slot) = self.shard.sockets.slot_mut(index) else {
-            return 0;
+            return Some(0);
         };
         slot.receiving.armed = false;
         if slot.state != State::Open {
-            return 0;
+            return Some(0);
         }
         let fd = slot.fd();
         let is_big = slot.receiving.big;
@@ -140,14 +141,15 @@ impl<M: Machine, H: Host<M>> Epoll<M, H> {
         if asked == 0 {
             self.shard.counters.add(Counter::ReceivesStarved, 1);
             self.queue(index);
-            return 0;
+            return None;
         }
         let headers = inlet.headers.as_mut_ptr();
         let none = std::ptr::null_mut();
         // SAFETY: as many headers were set up, and what they point to outlives the call.
         let got = unsafe { libc::recvmmsg(fd, headers, asked as u32, libc::MSG_DONTWAIT, none) };
         let Ok(got) = usize::try_from(got) else {
-            return self.on_error(index);
+            self.on_error(index);
+            return Some(0);
         };
         for message in 0..got {
             self.take(index, is_big, message);
@@ -161,17 +163,16 @@ impl<M: Machine, H: Host<M>> Epoll<M, H> {
         if got == asked {
             self.queue(index);
         }
-        got
+        Some(got)
     }
 
-    fn on_error(&mut self, index: u32) -> usize {
+    fn on_error(&mut self, index: u32) {
         let errno = last_errno();
         if errno != libc::EAGAIN {
             self.shard.counters.add(Counter::ReceiveErrors, 1);
             // An error that waited in the socket is gone now; what arrived is still there.
             self.queue(index);
         }
-        0
     }
 
     fn queue(&mut self, index: u32) {
