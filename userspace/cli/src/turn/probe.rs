@@ -26,8 +26,8 @@ use crate::target::{self, Clock, explain};
 /// A payload's run, number and the time it was to be sent.
 pub(super) const HEADER_BYTES: usize = 24;
 
-/// How long packets may still come back after the last was sent.
-const GRACE: Duration = Duration::from_secs(2);
+/// How long after the last packet sent, or the last that came back, others may still come.
+const GRACE: Duration = Duration::from_secs(3);
 /// The longest sleep: progress is shown meanwhile.
 const MAX_SLEEP: Duration = Duration::from_millis(100);
 /// Datagrams taken from one socket before the other has its turn.
@@ -238,7 +238,7 @@ impl Test<'_> {
             let next = if flow.sent < self.plan.count {
                 flow.due(start, self.plan.rate)
             } else {
-                flow.due(start, self.plan.rate) + GRACE
+                flow.due(start, self.plan.rate).max(flow.last_received) + GRACE
             };
             let over = flow.sent == self.plan.count && now >= next;
             if over || flow.received == self.plan.count {
@@ -368,6 +368,7 @@ struct Flow {
     sent: u32,
     received: u32,
     duplicates: u32,
+    last_received: Timestamp,
     seen: Vec<bool>,
     round_trips_ns: Histogram<u64>,
 }
@@ -380,6 +381,7 @@ impl Flow {
             sent: 0,
             received: 0,
             duplicates: 0,
+            last_received: Timestamp::ZERO,
             seen: vec![false; count as usize],
             round_trips_ns: Histogram::new_with_bounds(1, MAX_ROUND_TRIP_NS, 3)
                 .expect("the bounds are in order"),
@@ -418,6 +420,7 @@ impl Flow {
             return;
         }
         self.received += 1;
+        self.last_received = now;
         let due = Timestamp::from_nanos(u64::from_be_bytes(due));
         let ns = u64::try_from(now.saturating_since(due).as_nanos()).unwrap_or(u64::MAX);
         self.round_trips_ns.saturating_record(ns.max(1));

@@ -450,6 +450,42 @@ fn an_ordinary_user_serves_and_is_refused_privileged_ports() {
 }
 
 #[test]
+fn status_is_refused_to_strangers_even_where_they_reach_the_socket() {
+    if !nix::unistd::geteuid().is_root() {
+        return skip(
+            "status_is_refused_to_strangers_even_where_they_reach_the_socket",
+            "it takes root to become a stranger",
+        );
+    }
+    let server = Server::start(&Options::default());
+    let home = Scratch::new();
+    let binary = home.join("towpath");
+    fs::copy(env!("CARGO_BIN_EXE_towpath"), &binary).unwrap();
+    let run = server.scratch.join("run");
+    let stranger = || {
+        let mut command = Command::new("setpriv");
+        command
+            .args(["--reuid", "64321", "--regid", "64321", "--clear-groups"])
+            .arg(&binary);
+        command
+            .args(["status", "--runtime-dir"])
+            .arg(&run)
+            .output()
+            .unwrap()
+    };
+    for mode in [0o750, 0o777] {
+        fs::set_permissions(&run, fs::Permissions::from_mode(mode)).unwrap();
+        fs::set_permissions(run.join("control.sock"), fs::Permissions::from_mode(mode)).unwrap();
+        let output = stranger();
+        assert_eq!(output.status.code(), Some(1), "{:?}", said(&output));
+        assert!(
+            said(&output).1.contains("may be used by the server's user"),
+            "{mode:o}"
+        );
+    }
+}
+
+#[test]
 fn a_relay_address_of_another_machine_is_an_error_of_the_configuration() {
     let output = towpath()
         .args([

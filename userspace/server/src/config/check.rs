@@ -19,11 +19,11 @@ use super::shape::{RelayAddressShape, RelayShape, Shape};
 use super::{AuthSection, Config, DriverChoice, ObserveSection, Placed, RelaySection};
 
 /// The most listening addresses: each costs a socket per shard.
-const MAX_LISTENERS: usize = 64;
+const MAX_LISTENERS: usize = towpath_engine::MAX_LISTENERS;
 /// The most relay addresses.
 const MAX_RELAY_ADDRESSES: usize = RelayConfig::MAX_RELAY_ADDRESSES;
 /// The most shards.
-pub const MAX_SHARDS: u16 = 256;
+pub const MAX_SHARDS: u16 = towpath_engine::MAX_SHARDS;
 /// The most users.
 pub const MAX_USERS: usize = 100_000;
 /// The most prefixes in each list of `[access]`.

@@ -55,8 +55,13 @@ pub(crate) struct Guarded {
 
 impl Guarded {
     fn admits(&self, uid: u32, gid: u32) -> bool {
-        uid == 0 || uid == self.uid || gid == self.gid
+        is_admitted((self.uid, self.gid), (uid, gid))
     }
+}
+
+/// Whether a process of another user and group may use the socket of this user and group.
+fn is_admitted((own_uid, own_gid): (u32, u32), (uid, gid): (u32, u32)) -> bool {
+    uid == 0 || uid == own_uid || gid == own_gid
 }
 
 impl Listener for Guarded {
@@ -117,4 +122,25 @@ async fn connection(
         .max_buf_size(MAX_HEADER_BYTES)
         .serve_connection(TokioIo::new(stream), service)
         .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn root_the_servers_user_and_its_group_are_admitted() {
+        let own = (1000, 100);
+        for (peer, admitted) in [
+            ((0, 0), true),
+            ((1000, 7), true),
+            ((7, 100), true),
+            ((7, 7), false),
+            ((100, 1000), false),
+            // A group of root's does not make a user root.
+            ((7, 0), false),
+        ] {
+            assert_eq!(is_admitted(own, peer), admitted, "{peer:?}");
+        }
+    }
 }
