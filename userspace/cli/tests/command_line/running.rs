@@ -72,6 +72,19 @@ impl Scratch {
         self.0.join(name)
     }
 
+    /// A copy of the binary for other users, who may not reach the original. Another process
+    /// writes it: while this one had it open for writing, children of other tests would inherit
+    /// that and nobody could run it.
+    pub(crate) fn binary(&self) -> PathBuf {
+        let copy = self.join("towpath");
+        let cp = Command::new("cp")
+            .arg(env!("CARGO_BIN_EXE_towpath"))
+            .arg(&copy)
+            .status();
+        assert!(cp.unwrap().success());
+        copy
+    }
+
     /// Writes a file.
     pub(crate) fn file(&self, name: &str, text: &str) -> PathBuf {
         let path = self.join(name);

@@ -383,9 +383,7 @@ fn an_ordinary_user_serves_and_is_refused_privileged_ports() {
         "--no-new-privs",
     ];
     let home = Scratch::new();
-    // The binary may lie where others do not look; a copy does not.
-    let binary = home.join("towpath");
-    fs::copy(env!("CARGO_BIN_EXE_towpath"), &binary).unwrap();
+    let binary = home.binary();
     fs::set_permissions(home.path(), fs::Permissions::from_mode(0o777)).unwrap();
     let serve = |listen: String| {
         let mut command = Command::new(wrapper[0]);
@@ -459,8 +457,7 @@ fn status_is_refused_to_strangers_even_where_they_reach_the_socket() {
     }
     let server = Server::start(&Options::default());
     let home = Scratch::new();
-    let binary = home.join("towpath");
-    fs::copy(env!("CARGO_BIN_EXE_towpath"), &binary).unwrap();
+    let binary = home.binary();
     let run = server.scratch.join("run");
     let stranger = || {
         let mut command = Command::new("setpriv");
