@@ -38,7 +38,7 @@ use crate::machine::{Datagram, ListenerId, PortId, ShardId, Socket, Transmit};
 use crate::nonce::NonceKey;
 use crate::ports::PortPool;
 use crate::timer::Timers;
-use crate::turn::server::{Allocations, Deleted};
+use crate::turn::server::{Allocations, Deleted, is_in_a_loop};
 use crate::wire::{Class, Kind, Message, Method, ParseError, classify};
 use crate::{Machine, Timestamp};
 use outbox::Outbox;
@@ -262,6 +262,7 @@ impl Machine for Relay {
     #[inline]
     fn handle_datagram(&mut self, now: Timestamp, datagram: Datagram<'_>) -> Option<Transmit> {
         let outcome = match datagram.socket {
+            Socket::Relayed(_) if is_in_a_loop(datagram.payload) => Err(DropReason::Loop),
             Socket::Relayed(port) => {
                 self.peer_data(now, port, datagram.remote, datagram.payload.len())
             }

@@ -188,6 +188,8 @@ drop_reasons! {
     UnusableDatagram => "unusable_datagram",
     /// An answer to a stranger would have been too long for the request.
     AnswerTooLong => "answer_too_long",
+    /// A peer's datagram that was relayed so often that it must be going round.
+    Loop => "loop",
     /// Too many answers were waiting to be sent.
     OutputFull => "output_full",
     /// A retransmitted Allocate whose relayed port is still being opened.

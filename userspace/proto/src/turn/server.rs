@@ -7,6 +7,7 @@ mod channel;
 mod channels;
 mod data;
 mod end;
+mod nesting;
 mod permission;
 mod permissions;
 mod refresh;
@@ -14,6 +15,7 @@ mod refresh;
 pub(crate) use address::Flow;
 pub(crate) use allocation::{Allocation, Allocations};
 pub(crate) use end::Deleted;
+pub(crate) use nesting::is_in_a_loop;
 
 use std::time::Duration;
 
