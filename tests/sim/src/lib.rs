@@ -11,13 +11,22 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod client;
 pub mod dice;
 pub mod model;
 pub mod network;
+pub mod peer;
+pub mod probe;
 pub mod queue;
+pub mod relay_host;
+pub mod relay_spec;
+pub mod scenario;
+pub mod seeds;
 pub mod shell;
+pub mod steering;
 pub mod stun;
 pub mod trace;
+pub mod traffic;
 pub mod world;
 
 pub use dice::Dice;

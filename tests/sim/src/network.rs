@@ -27,6 +27,8 @@ pub struct Packet {
     pub destination: SocketAddr,
     /// The UDP payload.
     pub payload: Vec<u8>,
+    /// The host that sent it, whatever `source` says. Nobody on the network sees it.
+    pub sender: HostId,
 }
 
 /// What a link does to datagrams.
@@ -224,13 +226,8 @@ impl Network {
     }
 
     /// Sends a datagram: what arrives of it, and when.
-    pub fn send(
-        &mut self,
-        now: Timestamp,
-        from: HostId,
-        packet: Packet,
-        trace: &mut Trace,
-    ) -> Vec<Arrival> {
+    pub fn send(&mut self, now: Timestamp, packet: Packet, trace: &mut Trace) -> Vec<Arrival> {
+        let from = packet.sender;
         self.counts.sent += 1;
         let record = |trace: &mut Trace, what, packet: &Packet| {
             trace.add(
@@ -241,7 +238,7 @@ impl Network {
             );
         };
         record(trace, What::Sent, &packet);
-        let Some((to, packet)) = self.route(from, packet.clone()) else {
+        let Some((to, packet)) = self.route(packet.clone()) else {
             self.counts.no_host += 1;
             record(trace, What::NoHost, &packet);
             return Vec::new();
@@ -304,11 +301,12 @@ impl Network {
     }
 
     /// The host that a datagram reaches, and the datagram as it is there.
-    fn route(&self, from: HostId, packet: Packet) -> Option<(HostId, Packet)> {
+    fn route(&self, packet: Packet) -> Option<(HostId, Packet)> {
         let Packet {
             source,
             destination,
             payload,
+            sender: from,
         } = packet;
         let sender = &self.hosts[from.0];
         let target = unmapped(destination.ip());
@@ -327,6 +325,7 @@ impl Network {
                     source,
                     destination,
                     payload,
+                    sender: from,
                 },
             ));
         }
@@ -343,6 +342,7 @@ impl Network {
                 source,
                 destination,
                 payload,
+                sender: from,
             },
         ))
     }

@@ -2,6 +2,7 @@
 //!
 //! The builder writes whatever it is told, malformed messages included.
 
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use hmac::{Hmac, KeyInit, Mac};
@@ -16,6 +17,8 @@ pub const COOKIE: [u8; 4] = [0x21, 0x12, 0xa4, 0x42];
 pub mod kind {
     /// Binding request.
     pub const BINDING: u16 = 0x001;
+    /// Binding indication.
+    pub const BINDING_INDICATION: u16 = 0x011;
     /// Allocate request.
     pub const ALLOCATE: u16 = 0x003;
     /// Refresh request.
@@ -62,6 +65,8 @@ pub mod attribute {
     pub const EVEN_PORT: u16 = 0x0018;
     /// REQUESTED-TRANSPORT.
     pub const REQUESTED_TRANSPORT: u16 = 0x0019;
+    /// DONT-FRAGMENT.
+    pub const DONT_FRAGMENT: u16 = 0x001a;
     /// MESSAGE-INTEGRITY-SHA256.
     pub const MESSAGE_INTEGRITY_SHA256: u16 = 0x001c;
     /// PASSWORD-ALGORITHM.
@@ -153,7 +158,7 @@ impl Builder {
 }
 
 /// A message that was read.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Parsed {
     /// Method and class as they stand in the first two bytes.
     pub kind: u16,
@@ -168,6 +173,16 @@ pub struct Parsed {
     /// Whether FINGERPRINT is there and right.
     pub fingerprint: Option<bool>,
     bytes: Vec<u8>,
+}
+
+impl fmt::Debug for Parsed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#05x} {:02x?}", self.kind, &self.id[..4])?;
+        for (kind, value) in &self.attributes {
+            write!(f, " {kind:#06x}={:02x?}", &value[..value.len().min(24)])?;
+        }
+        Ok(())
+    }
 }
 
 /// Reads a message; `None` where the bytes are none.
@@ -224,6 +239,16 @@ impl Parsed {
             _ => {}
         }
         Some(())
+    }
+
+    /// Length of the whole message.
+    pub fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Whether the message has no bytes, which none has.
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
     }
 
     /// The first attribute of this type.

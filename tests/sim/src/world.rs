@@ -9,6 +9,9 @@ use crate::network::{Arrival, Edge, HostId, Network, Packet};
 use crate::queue::Queue;
 use crate::trace::{Trace, What};
 
+/// A run with more events than this is taken for one that never ends.
+const MAX_STEPS: u64 = 2_000_000;
+
 /// What runs on a host.
 pub trait Node {
     /// Takes a datagram that one of the host's sockets received.
@@ -36,14 +39,15 @@ pub struct Context<'a> {
 }
 
 impl Context<'_> {
-    /// Sends a datagram from one of the host's sockets.
+    /// Sends a datagram. Nothing keeps a host from giving a source that is not its own.
     pub fn send(&mut self, source: SocketAddr, destination: SocketAddr, payload: &[u8]) {
         let packet = Packet {
             source,
             destination,
             payload: payload.to_vec(),
+            sender: self.host,
         };
-        for arrival in self.network.send(self.now, self.host, packet, self.trace) {
+        for arrival in self.network.send(self.now, packet, self.trace) {
             *self.in_flight += 1;
             self.queue.push(arrival.at, Event::Arrival(arrival));
         }
@@ -59,6 +63,7 @@ pub struct World<N> {
     wakeups: Vec<Option<Timestamp>>,
     queue: Queue<Event>,
     in_flight: usize,
+    steps: u64,
     trace: Trace,
 }
 
@@ -78,6 +83,7 @@ impl<N: Node> World<N> {
             wakeups: Vec::new(),
             queue: Queue::new(start),
             in_flight: 0,
+            steps: 0,
             trace: Trace::new(),
         }
     }
@@ -92,6 +98,7 @@ impl<N: Node> World<N> {
         );
         self.nodes.push(node);
         self.wakeups.push(None);
+        self.schedule(host);
         host
     }
 
@@ -143,6 +150,11 @@ impl<N: Node> World<N> {
             self.queue.advance(until.max(self.queue.now()));
             return false;
         }
+        self.steps += 1;
+        assert!(
+            self.steps < MAX_STEPS,
+            "{MAX_STEPS} things happened, and there is no end in sight"
+        );
         match self.queue.pop() {
             Some(Event::Arrival(arrival)) => self.deliver(arrival),
             Some(Event::Wakeup(host)) => self.wake(host),

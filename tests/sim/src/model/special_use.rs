@@ -96,7 +96,9 @@ fn verdict_v6(v6: Ipv6Addr) -> Verdict {
     };
     if within(SPECIAL_V6) {
         Verdict::SpecialUse
-    } else if embedded_v4(v6).next().is_some() || within(UNCLEAR_V6) {
+    } else if embedded_v4(v6).next().is_some() || within(UNCLEAR_V6) || v6.segments()[0] >> 13 != 1
+    {
+        // Outside of 2000::/3 nothing is allocated for unicast.
         Verdict::Unclear
     } else {
         Verdict::Global

@@ -10,11 +10,13 @@ fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
-fn packet(source: &str, destination: &str, payload: &[u8]) -> Packet {
+fn packet(sender: HostId, source: &str, destination: &str, payload: &[u8]) -> Packet {
+    let (source, destination) = (addr(source), addr(destination));
     Packet {
-        source: addr(source),
-        destination: addr(destination),
+        source,
+        destination,
         payload: payload.to_vec(),
+        sender,
     }
 }
 
@@ -36,8 +38,8 @@ fn two_hosts(link: Link) -> (Network, HostId, HostId, Trace) {
 fn a_translated_host_is_reached_by_its_public_address_and_answers_from_it() {
     let (mut network, a, b, mut trace) = two_hosts(Link::perfect(MS));
     let now = Timestamp::from_nanos(5);
-    let there = network.send(now, a, packet("8.0.0.1:7", "9.0.0.1:9", b"x"), &mut trace);
-    let arrived = packet("8.0.0.1:7", "10.0.0.4:9", b"x");
+    let there = network.send(now, packet(a, "8.0.0.1:7", "9.0.0.1:9", b"x"), &mut trace);
+    let arrived = packet(a, "8.0.0.1:7", "10.0.0.4:9", b"x");
     assert_eq!(
         there,
         [Arrival {
@@ -46,15 +48,15 @@ fn a_translated_host_is_reached_by_its_public_address_and_answers_from_it() {
             packet: arrived
         }]
     );
-    let back = network.send(now, b, packet("10.0.0.4:9", "8.0.0.1:7", b"y"), &mut trace);
-    assert_eq!(back[0].packet, packet("9.0.0.1:9", "8.0.0.1:7", b"y"));
-    let inside = network.send(now, a, packet("8.0.0.1:7", "10.0.0.4:9", b"z"), &mut trace);
+    let back = network.send(now, packet(b, "10.0.0.4:9", "8.0.0.1:7", b"y"), &mut trace);
+    assert_eq!(back[0].packet, packet(b, "9.0.0.1:9", "8.0.0.1:7", b"y"));
+    let inside = network.send(now, packet(a, "8.0.0.1:7", "10.0.0.4:9", b"z"), &mut trace);
     assert_eq!(
         inside,
         [],
         "the local address cannot be reached from outside"
     );
-    let hairpin = network.send(now, b, packet("10.0.0.4:9", "9.0.0.1:9", b"z"), &mut trace);
+    let hairpin = network.send(now, packet(b, "10.0.0.4:9", "9.0.0.1:9", b"z"), &mut trace);
     assert_eq!(hairpin, [], "this edge does not turn packets around");
 }
 
@@ -69,7 +71,7 @@ fn what_a_kernel_keeps_on_the_host_stays_there() {
         ("[2a00::1]:9", "[2a00::1]:9"),
     ] {
         let now = Timestamp::ZERO;
-        let arrivals = network.send(now, a, packet("8.0.0.1:7", to, b"x"), &mut trace);
+        let arrivals = network.send(now, packet(a, "8.0.0.1:7", to, b"x"), &mut trace);
         assert_eq!(arrivals[0].host, a, "{to}");
         assert_eq!(arrivals[0].packet.destination, addr(as_seen), "{to}");
     }
@@ -86,8 +88,8 @@ fn links_lose_duplicate_and_corrupt_as_often_as_they_say() {
     let (mut network, a, _, mut trace) = two_hosts(link);
     let mut corrupted = 0;
     for _ in 0..10_000 {
-        let sent = packet("8.0.0.1:7", "9.0.0.1:9", b"payload");
-        for arrival in network.send(Timestamp::ZERO, a, sent, &mut trace) {
+        let sent = packet(a, "8.0.0.1:7", "9.0.0.1:9", b"payload");
+        for arrival in network.send(Timestamp::ZERO, sent, &mut trace) {
             corrupted += u64::from(arrival.packet.payload != b"payload");
         }
     }
@@ -113,9 +115,9 @@ fn jitter_keeps_the_order_and_reordering_does_not() {
         let (mut network, a, _, mut trace) = two_hosts(link);
         let mut times = Vec::new();
         for i in 0..200 {
-            let sent = packet("8.0.0.1:7", "9.0.0.1:9", b"x");
+            let sent = packet(a, "8.0.0.1:7", "9.0.0.1:9", b"x");
             let now = Timestamp::ZERO + MS * i;
-            times.extend(network.send(now, a, sent, &mut trace).iter().map(|a| a.at));
+            times.extend(network.send(now, sent, &mut trace).iter().map(|a| a.at));
         }
         assert_eq!(!times.is_sorted(), expected);
     }
@@ -125,7 +127,7 @@ fn jitter_keeps_the_order_and_reordering_does_not() {
 fn a_partition_ends() {
     let (mut network, a, b, mut trace) = two_hosts(Link::perfect(MS));
     network.partition(a, b, Timestamp::ZERO + 5 * MS);
-    let mut sent = |at| network.send(at, a, packet("8.0.0.1:7", "9.0.0.1:9", b"x"), &mut trace);
+    let mut sent = |at| network.send(at, packet(a, "8.0.0.1:7", "9.0.0.1:9", b"x"), &mut trace);
     assert_eq!(sent(Timestamp::ZERO + 4 * MS), []);
     assert_eq!(sent(Timestamp::ZERO + 5 * MS).len(), 1);
 }

@@ -1,0 +1,859 @@
+//! What a request may be answered with, and what follows from the answer.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use towpath_proto::Timestamp;
+use towpath_proto::machine::ShardId;
+use towpath_proto::ports::shard_of_port;
+use towpath_proto::relay::DropReason;
+
+use super::peers::Judged;
+use super::time::{
+    CHANNEL_LIFETIME, LONGEST_RESERVATION, PERMISSION_LIFETIME, RESERVATION_LIFETIME,
+};
+use super::{Alive, Allocation, Alternative, Expectation, Flow, Model, Reservation, is_answer};
+use crate::steering::shard_of;
+use crate::stun::{self, Parsed, attribute, kind};
+
+/// The outcomes that a request may have.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Judgement {
+    success: bool,
+    codes: BTreeSet<u16>,
+    silence: Option<&'static [DropReason]>,
+    opening: bool,
+}
+
+/// Who sent a request, as far as the reference can tell.
+enum Sender {
+    /// This user.
+    User(String),
+    /// This user, if the nonce is still accepted.
+    UserUnlessStale(String),
+    /// Nobody: one of these codes is the answer.
+    Nobody(BTreeSet<u16>),
+}
+
+impl Judgement {
+    fn success() -> Self {
+        Self {
+            success: true,
+            ..Self::default()
+        }
+    }
+
+    fn refused(codes: impl IntoIterator<Item = u16>) -> Self {
+        Self {
+            codes: codes.into_iter().collect(),
+            ..Self::default()
+        }
+    }
+
+    fn or_code(mut self, code: u16) -> Self {
+        self.codes.insert(code);
+        self
+    }
+
+    fn or(mut self, other: Self) -> Self {
+        self.success |= other.success;
+        self.opening |= other.opening;
+        self.codes.extend(other.codes);
+        self.silence = self.silence.or(other.silence);
+        self
+    }
+
+    fn into_expectation(self, flow: Flow, request: &Parsed) -> Expectation {
+        let request = || Box::new(request.clone());
+        let mut expected = Vec::new();
+        if self.opening {
+            expected.push(Alternative::Opening(flow, request()));
+        }
+        if self.success {
+            expected.push(Alternative::Success(flow, request()));
+        }
+        for code in self.codes {
+            expected.push(Alternative::Error(code, flow, request()));
+        }
+        expected.extend(self.silence.map(Alternative::Drop));
+        expected
+    }
+}
+
+impl Model {
+    pub(super) fn request(&mut self, now: Timestamp, flow: Flow, request: Parsed) -> Expectation {
+        use DropReason::{AnswerTooLong, TooManyRequests, UnexpectedMessage, UnknownAttribute};
+        const STRANGER: &[DropReason] = &[TooManyRequests, AnswerTooLong];
+        if request.kind & 0x110 != 0 {
+            return vec![Alternative::Drop(&[UnexpectedMessage, UnknownAttribute])];
+        }
+        let mut judgement = match request.kind {
+            kind::BINDING => {
+                let mut judgement = Judgement::success();
+                judgement.silence = Some(STRANGER);
+                if request.attributes.iter().any(|(kind, _)| *kind < 0x8000) {
+                    judgement = judgement.or_code(420);
+                }
+                judgement
+            }
+            kind::ALLOCATE | kind::REFRESH | kind::CREATE_PERMISSION | kind::CHANNEL_BIND => {
+                self.judge_authenticated(now, flow, &request, STRANGER)
+            }
+            _ => Judgement {
+                silence: Some(&[UnexpectedMessage, TooManyRequests]),
+                ..Judgement::refused([400, 401])
+            },
+        };
+        if self.deleted.contains(&(flow, request.id)) && request.kind == kind::REFRESH {
+            // The retransmission of a deletion may be answered from memory.
+            judgement = judgement.or(Judgement::success());
+        }
+        judgement.into_expectation(flow, &request)
+    }
+
+    fn judge_authenticated(
+        &self,
+        now: Timestamp,
+        flow: Flow,
+        request: &Parsed,
+        stranger: &'static [DropReason],
+    ) -> Judgement {
+        let (user, stale) = match self.sender(now, flow, request) {
+            Sender::User(user) => (user, false),
+            Sender::UserUnlessStale(user) => (user, true),
+            Sender::Nobody(codes) => {
+                return Judgement {
+                    silence: Some(stranger),
+                    ..Judgement::refused(codes)
+                };
+            }
+        };
+        let mut judgement = match request.kind {
+            kind::ALLOCATE => self.judge_allocate(now, flow, request, &user),
+            _ => self.judge_within(now, flow, request, &user),
+        };
+        if has_malformed_attributes(request) {
+            judgement = judgement.or_code(400);
+        }
+        let unknown = has_unknown_attributes(request);
+        let again = request.kind == kind::ALLOCATE && self.allocations.contains_key(&flow);
+        if unknown != Alive::No {
+            judgement = judgement.or_code(420);
+        }
+        if unknown == Alive::Yes && !again {
+            judgement.success = false;
+            judgement.opening = false;
+        }
+        if !stale {
+            return judgement;
+        }
+        let refused = Judgement {
+            silence: Some(stranger),
+            ..Judgement::refused([438])
+        };
+        judgement.or(refused)
+    }
+
+    /// RFC 8489 §9.2.4, without the order of the checks where more than one fails.
+    fn sender(&self, now: Timestamp, flow: Flow, request: &Parsed) -> Sender {
+        if !request.is_protected() {
+            return Sender::Nobody([401].into());
+        }
+        let text = |kind| request.find(kind).map(String::from_utf8_lossy);
+        let (Some(name), Some(realm), Some(nonce)) = (
+            text(attribute::USERNAME),
+            text(attribute::REALM),
+            request.find(attribute::NONCE),
+        ) else {
+            return Sender::Nobody([400].into());
+        };
+        let fresh = self
+            .nonces
+            .get(&(flow.client, nonce.to_vec()))
+            .map_or(Alive::No, |issued| {
+                let sure = *issued + self.rules.nonce_lifetime;
+                if now < sure {
+                    Alive::Yes
+                } else if now < sure + self.rules.nonce_slack {
+                    Alive::Maybe
+                } else {
+                    Alive::No
+                }
+            });
+        let mut codes = BTreeSet::new();
+        let password = self.rules.users.get(&*name);
+        let right = password.is_some_and(|password| {
+            *realm == self.rules.realm && verify(request, &name, &realm, password)
+        });
+        if !right {
+            codes.insert(401);
+        }
+        if fresh == Alive::No {
+            codes.insert(438);
+        }
+        if !right && fresh == Alive::Maybe {
+            codes.insert(438);
+        }
+        let readable = |kind| {
+            request
+                .find(kind)
+                .is_some_and(|v| std::str::from_utf8(v).is_ok())
+        };
+        if !readable(attribute::USERNAME) || !readable(attribute::REALM) {
+            codes.insert(400);
+        }
+        if request.find(attribute::PASSWORD_ALGORITHM).is_some()
+            != request.find(attribute::PASSWORD_ALGORITHMS).is_some()
+        {
+            codes.insert(400);
+        }
+        match (codes.is_empty(), fresh) {
+            (true, Alive::Yes) => Sender::User(name.into_owned()),
+            (true, _) => Sender::UserUnlessStale(name.into_owned()),
+            (false, _) => Sender::Nobody(codes),
+        }
+    }
+
+    fn judge_allocate(
+        &self,
+        now: Timestamp,
+        flow: Flow,
+        request: &Parsed,
+        user: &str,
+    ) -> Judgement {
+        if let Some(opening) = self.opening.get(&flow) {
+            let silence = Some(&[DropReason::StillOpening][..]);
+            let same = opening.request.id == request.id;
+            let codes = if same { vec![] } else { vec![437] };
+            return Judgement {
+                silence,
+                ..Judgement::refused(codes)
+            };
+        }
+        let Some(allocation) = self.allocations.get(&flow) else {
+            return self.judge_new(now, flow, request, user);
+        };
+        let existing = if allocation.made_by == request.id {
+            Judgement::success()
+        } else {
+            Judgement::refused([437])
+        };
+        match self.rules.alive(now, allocation.expires) {
+            Alive::Yes => existing,
+            Alive::Maybe | Alive::No => existing.or(self.judge_new(now, flow, request, user)),
+        }
+    }
+
+    fn judge_new(&self, now: Timestamp, flow: Flow, request: &Parsed, user: &str) -> Judgement {
+        let mut codes = BTreeSet::new();
+        match request.find(attribute::REQUESTED_TRANSPORT) {
+            Some([17, _, _, _]) => {}
+            Some([_, _, _, _]) => codes.extend([442]),
+            _ => codes.extend([400]),
+        }
+        let family = request.find(attribute::REQUESTED_ADDRESS_FAMILY);
+        let wants_v4 = match family {
+            None | Some([1, ..]) => true,
+            Some([2, ..]) => false,
+            Some(_) => {
+                codes.extend([400, 440]);
+                true
+            }
+        };
+        let local = self.relay_address_for(flow, wants_v4).map(|pair| pair.0);
+        if local.is_none() {
+            codes.insert(440);
+        }
+        let token = request.find(attribute::RESERVATION_TOKEN);
+        let even = request.find(attribute::EVEN_PORT);
+        if token.is_some() && (even.is_some() || family.is_some()) {
+            codes.insert(400);
+        }
+        if !codes.is_empty() {
+            return Judgement::refused(codes).or_code(508).or_code(486);
+        }
+        let mut judgement = Judgement {
+            opening: true,
+            ..Judgement::default()
+        };
+        if let Some(token) = token {
+            judgement = self.judge_token(now, token, user);
+        } else if self.pool_may_be_empty(now, flow, local, even.is_some()) {
+            judgement = judgement.or_code(508);
+        }
+        if let Some(limit) = self.rules.allocations_per_user {
+            let of_user = |allocation: &&Allocation| allocation.user == user;
+            let has = self.allocations.values().filter(of_user).count() + self.opening.len();
+            if has >= limit {
+                judgement = judgement.or_code(486);
+                judgement.opening = has - self.opening.len() - self.ended(now) < limit;
+            }
+        }
+        judgement
+    }
+
+    /// The local and public address that an allocation of this family is given.
+    fn relay_address_for(&self, flow: Flow, v4: bool) -> Option<(IpAddr, IpAddr)> {
+        let addresses = &self.rules.relay_addresses;
+        let same = addresses
+            .iter()
+            .find(|(local, _)| *local == flow.server.ip());
+        let first = addresses.iter().find(|(local, _)| local.is_ipv4() == v4);
+        same.filter(|(local, _)| local.is_ipv4() == v4)
+            .or(first)
+            .copied()
+    }
+
+    fn judge_token(&self, now: Timestamp, token: &[u8], user: &str) -> Judgement {
+        let Some(reservation) = self.reservations.get(token) else {
+            return Judgement::refused([508]);
+        };
+        let age = now.saturating_since(reservation.made);
+        let granted = Judgement {
+            opening: true,
+            ..Judgement::default()
+        };
+        if reservation.user != user || age >= LONGEST_RESERVATION {
+            Judgement::refused([508])
+        } else if age < RESERVATION_LIFETIME {
+            granted
+        } else {
+            granted.or_code(508)
+        }
+    }
+
+    /// Whether the shard of a flow may have no port left.
+    fn pool_may_be_empty(
+        &self,
+        now: Timestamp,
+        flow: Flow,
+        local: Option<IpAddr>,
+        pair: bool,
+    ) -> bool {
+        let rules = &self.rules;
+        let shard = self.shard_of(flow);
+        let in_shard = |(local_port, other): &(&SocketAddr, &Flow)| {
+            let home = shard_of_port(local_port.port(), rules.shards);
+            Some(local_port.ip()) == local && (self.shard_of(**other) == shard || home == shard)
+        };
+        let used = self.ports.iter().filter(in_shard).count();
+        let (first, last) = (*rules.port_range.start(), *rules.port_range.end());
+        let whole_pairs = usize::from(last).div_ceil(2) - usize::from(first).div_ceil(2);
+        let share = whole_pairs / usize::from(rules.shards) * 2;
+        let recent = |reservation: &&Reservation| {
+            now.saturating_since(reservation.made) <= LONGEST_RESERVATION + rules.slack
+        };
+        let reserved = self.reservations.values().filter(recent).count();
+        // A pair is free for sure while fewer ports than pairs are taken.
+        let sure = if pair { share / 2 } else { share };
+        rules.ports_fail || used + reserved >= sure
+    }
+
+    fn shard_of(&self, flow: Flow) -> ShardId {
+        shard_of(self.rules.steering_key, flow.client, self.rules.shards)
+    }
+
+    /// Allocations whose end the relay need not have noticed.
+    fn ended(&self, now: Timestamp) -> usize {
+        let ended = |allocation: &&Allocation| allocation.expires <= now;
+        self.allocations.values().filter(ended).count()
+    }
+
+    /// Refresh, CreatePermission and ChannelBind need an allocation of the same user.
+    fn judge_within(&self, now: Timestamp, flow: Flow, request: &Parsed, user: &str) -> Judgement {
+        let mismatch = Judgement::refused([437]);
+        let Some(allocation) = self.allocations.get(&flow) else {
+            return mismatch;
+        };
+        let judgement = if allocation.user != user {
+            Judgement::refused([441])
+        } else {
+            match request.kind {
+                kind::REFRESH => judge_refresh(allocation, request),
+                kind::CREATE_PERMISSION => self.judge_permission(now, allocation, request),
+                _ => self.judge_channel(now, allocation, request),
+            }
+        };
+        match self.rules.alive(now, allocation.expires) {
+            Alive::Yes => judgement,
+            Alive::Maybe => judgement.or(mismatch),
+            Alive::No => mismatch,
+        }
+    }
+
+    fn judge_permission(
+        &self,
+        now: Timestamp,
+        allocation: &Allocation,
+        request: &Parsed,
+    ) -> Judgement {
+        let mut codes = BTreeSet::new();
+        let peers = request.addresses(attribute::XOR_PEER_ADDRESS);
+        if peers.is_empty() || peers.contains(&None) {
+            codes.insert(400);
+        }
+        let peers: BTreeSet<IpAddr> = peers.iter().flatten().map(SocketAddr::ip).collect();
+        let mut unclear = false;
+        for peer in &peers {
+            unclear |= self.judge_peer_for(allocation, *peer, &mut codes);
+        }
+        if !codes.is_empty() {
+            codes.extend(unclear.then_some(403));
+            return Judgement::refused(codes);
+        }
+        let judgement = self.judge_room(now, allocation, &peers);
+        if unclear {
+            judgement.or_code(403)
+        } else {
+            judgement
+        }
+    }
+
+    /// Adds the codes that refuse a peer; true where it may be refused or not.
+    fn judge_peer_for(
+        &self,
+        allocation: &Allocation,
+        peer: IpAddr,
+        codes: &mut BTreeSet<u16>,
+    ) -> bool {
+        let judged = self.judge_peer(peer);
+        if peer.is_ipv4() != allocation.relayed.is_ipv4() {
+            codes.insert(443);
+            if judged != Judged::Allowed {
+                codes.insert(403);
+            }
+        } else if judged == Judged::Denied {
+            codes.insert(403);
+        }
+        judged == Judged::Unclear
+    }
+
+    /// Whether permissions for all these peers fit.
+    fn judge_room(
+        &self,
+        now: Timestamp,
+        allocation: &Allocation,
+        peers: &BTreeSet<IpAddr>,
+    ) -> Judgement {
+        let after = |at_least: Alive| {
+            let counted = |until: &Timestamp| match self.rules.alive(now, *until) {
+                Alive::Yes => true,
+                Alive::Maybe => at_least == Alive::Maybe,
+                Alive::No => false,
+            };
+            let mut all = peers.clone();
+            let permissions = allocation.permissions.iter();
+            all.extend(
+                permissions
+                    .filter(|(_, until)| counted(until))
+                    .map(|(ip, _)| *ip),
+            );
+            all.len()
+        };
+        let limit = self.rules.max_permissions;
+        let mut judgement = Judgement {
+            success: after(Alive::Yes) <= limit,
+            ..Default::default()
+        };
+        if after(Alive::Maybe) > limit {
+            judgement = judgement.or_code(508);
+        }
+        judgement
+    }
+
+    fn judge_channel(
+        &self,
+        now: Timestamp,
+        allocation: &Allocation,
+        request: &Parsed,
+    ) -> Judgement {
+        let mut codes = BTreeSet::new();
+        let number = request
+            .find(attribute::CHANNEL_NUMBER)
+            .and_then(|v| v.first_chunk::<2>());
+        let peer = request.address(attribute::XOR_PEER_ADDRESS);
+        let (Some(number), Some(peer)) = (number, peer) else {
+            codes.insert(400);
+            return Judgement::refused(codes);
+        };
+        let number = u16::from_be_bytes(*number);
+        if !(0x4000..=0x7fff).contains(&number) || peer.port() == 0 {
+            codes.insert(400);
+        }
+        let mut unclear = self.judge_peer_for(allocation, peer.ip(), &mut codes);
+        unclear |= self.rules.own_addresses.contains(&peer.ip());
+        let mut maybe_taken = false;
+        for (other, (bound, until)) in &allocation.channels {
+            // RFC 8656 §12.2: "The channel number is not currently bound to a different transport
+            // address", "the transport address is not currently bound to a different channel".
+            if (*other == number) != (*bound == peer) {
+                match self.rules.alive(now, *until) {
+                    Alive::Yes => drop(codes.insert(400)),
+                    Alive::Maybe => maybe_taken = true,
+                    Alive::No => {}
+                }
+            }
+        }
+        if !codes.is_empty() {
+            codes.extend(unclear.then_some(403));
+            return Judgement::refused(codes);
+        }
+        let mut judgement = self.judge_room(now, allocation, &[peer.ip()].into());
+        let others = allocation
+            .channels
+            .iter()
+            .filter(|(other, _)| **other != number);
+        let alive = others.map(|(_, (_, until))| self.rules.alive(now, *until));
+        let (sure, possible) = alive.fold((0, 0), |(sure, possible), alive| match alive {
+            Alive::Yes => (sure + 1, possible + 1),
+            Alive::Maybe => (sure, possible + 1),
+            Alive::No => (sure, possible),
+        });
+        judgement.success &= sure < self.rules.max_channels;
+        if possible >= self.rules.max_channels {
+            judgement = judgement.or_code(508);
+        }
+        if maybe_taken {
+            judgement = judgement.or_code(400);
+        }
+        if unclear {
+            judgement.or_code(403)
+        } else {
+            judgement
+        }
+    }
+
+    pub(super) fn succeeded(&mut self, now: Timestamp, flow: Flow, request: &Parsed, bytes: &[u8]) {
+        let answer = is_answer(bytes, request, kind::SUCCESS).expect("it was found to be one");
+        if request.kind == kind::BINDING {
+            assert_eq!(
+                answer.address(attribute::XOR_MAPPED_ADDRESS),
+                Some(flow.client)
+            );
+            // What has to be said is 32 bytes over IPv4 and 44 over IPv6.
+            let tenths = if flow.client.is_ipv4() { 16 } else { 22 };
+            assert!(
+                bytes.len() * 10 <= request.len() * tenths,
+                "{} bytes",
+                bytes.len()
+            );
+            return;
+        }
+        self.check_protection(request, &answer);
+        match request.kind {
+            kind::ALLOCATE => self.allocated(now, flow, request, &answer, bytes),
+            kind::REFRESH => self.refreshed(now, flow, request, &answer),
+            kind::CREATE_PERMISSION => {
+                let allocation = self.allocations.get_mut(&flow);
+                let allocation = allocation.expect("the request was found to fit an allocation");
+                for peer in request
+                    .addresses(attribute::XOR_PEER_ADDRESS)
+                    .iter()
+                    .flatten()
+                {
+                    allocation
+                        .permissions
+                        .insert(peer.ip(), now + PERMISSION_LIFETIME);
+                }
+            }
+            _ => {
+                let allocation = self.allocations.get_mut(&flow);
+                let allocation = allocation.expect("the request was found to fit an allocation");
+                let number = request
+                    .find(attribute::CHANNEL_NUMBER)
+                    .expect("it is there");
+                let number = u16::from_be_bytes([number[0], number[1]]);
+                let peer = request
+                    .address(attribute::XOR_PEER_ADDRESS)
+                    .expect("it is there");
+                // What the new binding collides with has expired, else it would be refused.
+                allocation.channels.retain(|_, (bound, _)| *bound != peer);
+                allocation
+                    .channels
+                    .insert(number, (peer, now + CHANNEL_LIFETIME));
+                // RFC 8656 §12: "installs or refreshes a permission".
+                allocation
+                    .permissions
+                    .insert(peer.ip(), now + PERMISSION_LIFETIME);
+            }
+        }
+    }
+
+    fn allocated(
+        &mut self,
+        now: Timestamp,
+        flow: Flow,
+        request: &Parsed,
+        answer: &Parsed,
+        bytes: &[u8],
+    ) {
+        let relayed = answer
+            .address(attribute::XOR_RELAYED_ADDRESS)
+            .expect("it is told");
+        assert_eq!(
+            answer.address(attribute::XOR_MAPPED_ADDRESS),
+            Some(flow.client)
+        );
+        if let Some(allocation) = self.allocations.get(&flow) {
+            assert_eq!(
+                allocation.answer, bytes,
+                "a retransmission is answered the same"
+            );
+            return;
+        }
+        let mut opened = self.ports.iter().filter(|(_, other)| **other == flow);
+        let local = *opened.next().expect("a port was opened").0;
+        assert_eq!(opened.next(), None, "one port was opened");
+        if request.find(attribute::RESERVATION_TOKEN).is_none() {
+            let v4 = !matches!(
+                request.find(attribute::REQUESTED_ADDRESS_FAMILY),
+                Some([2, ..])
+            );
+            let (ip, _) = self.relay_address_for(flow, v4).expect("else it is 440");
+            assert_eq!(
+                local.ip(),
+                ip,
+                "the address of the flow or of the family is used"
+            );
+        }
+        let addresses = &self.rules.relay_addresses;
+        let public = addresses
+            .iter()
+            .find(|(ip, _)| *ip == local.ip())
+            .map(|pair| pair.1);
+        assert_eq!(Some(relayed.ip()), public, "the public address is told");
+        assert_eq!(
+            relayed.port(),
+            local.port(),
+            "the port that was opened is told"
+        );
+        if request.find(attribute::EVEN_PORT).is_some() {
+            assert_eq!(relayed.port() % 2, 0, "an even port was asked for");
+        }
+        let user = request
+            .find(attribute::USERNAME)
+            .expect("it was authenticated");
+        let user = String::from_utf8_lossy(user).into_owned();
+        let reserves = request
+            .find(attribute::EVEN_PORT)
+            .is_some_and(|value| value[0] & 0x80 != 0);
+        let token = answer.find(attribute::RESERVATION_TOKEN);
+        assert_eq!(
+            token.is_some(),
+            reserves,
+            "a token is given to who asks for one"
+        );
+        if let Some(token) = token {
+            let local = SocketAddr::new(local.ip(), local.port() + 1);
+            let reservation = Reservation {
+                local,
+                user: user.clone(),
+                made: now,
+            };
+            self.reservations.insert(token.to_vec(), reservation);
+        }
+        let lifetime = self.granted(request);
+        assert_eq!(answer.number(attribute::LIFETIME), Some(seconds(lifetime)));
+        let since = self
+            .opening
+            .remove(&flow)
+            .expect("its port was being opened")
+            .since;
+        let allocation = Allocation {
+            user,
+            local,
+            relayed,
+            expires: since + lifetime,
+            permissions: Default::default(),
+            channels: Default::default(),
+            made_by: request.id,
+            answer: bytes.to_vec(),
+            deleted: false,
+        };
+        self.allocations.insert(flow, allocation);
+    }
+
+    fn refreshed(&mut self, now: Timestamp, flow: Flow, request: &Parsed, answer: &Parsed) {
+        let lifetime = self.granted(request);
+        let told = answer.number(attribute::LIFETIME);
+        let Some(allocation) = self.allocations.get_mut(&flow) else {
+            assert_eq!(told, Some(0), "a deletion may be confirmed twice");
+            return;
+        };
+        if request.number(attribute::LIFETIME) == Some(0) {
+            assert_eq!(told, Some(0));
+            allocation.deleted = true;
+            self.deleted.insert((flow, request.id));
+            return;
+        }
+        assert_eq!(told, Some(seconds(lifetime)));
+        allocation.expires = now + lifetime;
+    }
+
+    /// RFC 8656 §7.2: what was asked for, between the default and the longest.
+    fn granted(&self, request: &Parsed) -> Duration {
+        let asked = request.number(attribute::LIFETIME).map(u64::from);
+        let asked = asked.map_or(Duration::ZERO, Duration::from_secs);
+        asked.clamp(self.rules.default_lifetime, self.rules.max_lifetime)
+    }
+
+    pub(super) fn failed(
+        &mut self,
+        now: Timestamp,
+        code: u16,
+        flow: Flow,
+        request: &Parsed,
+        bytes: &[u8],
+    ) {
+        let answer = is_answer(bytes, request, kind::ERROR).expect("it was found to be one");
+        if code == 508
+            && self
+                .opening
+                .get(&flow)
+                .is_some_and(|o| o.request.id == request.id)
+        {
+            self.opening.remove(&flow);
+        }
+        if answer.is_protected() {
+            self.check_protection(request, &answer);
+        }
+        let challenge = matches!(code, 401 | 438);
+        assert_eq!(
+            answer.find(attribute::NONCE).is_some(),
+            challenge,
+            "{answer:?}"
+        );
+        if challenge {
+            assert_eq!(
+                answer.find(attribute::REALM),
+                Some(self.rules.realm.as_bytes())
+            );
+            assert!(
+                bytes.len() <= 200 && bytes.len() <= 3 * request.len(),
+                "{} bytes to a stranger who sent {}",
+                bytes.len(),
+                request.len()
+            );
+        }
+        if let Some(nonce) = answer.find(attribute::NONCE) {
+            self.nonces.insert((flow.client, nonce.to_vec()), now);
+        }
+    }
+
+    /// RFC 8489 §9.2.4: a response to an authenticated request is protected by the same key.
+    fn check_protection(&self, request: &Parsed, answer: &Parsed) {
+        let name = request
+            .find(attribute::USERNAME)
+            .expect("it was authenticated");
+        let name = String::from_utf8_lossy(name);
+        let password = &self.rules.users[&*name];
+        let like_request = answer.integrity_sha256.is_some() == request.integrity_sha256.is_some();
+        assert!(
+            like_request,
+            "the answer is protected in another way: {answer:?}"
+        );
+        let (realm, with) = (&self.rules.realm, algorithm(request));
+        assert!(
+            verify_by(answer, with, &name, realm, password),
+            "{answer:?}"
+        );
+    }
+}
+
+fn judge_refresh(allocation: &Allocation, request: &Parsed) -> Judgement {
+    let mut codes = BTreeSet::new();
+    let family = if allocation.relayed.is_ipv4() { 1 } else { 2 };
+    if let Some(asked) = request.find(attribute::REQUESTED_ADDRESS_FAMILY)
+        && asked.first() != Some(&family)
+    {
+        // RFC 8656 §8.2: "does not match the address family of the allocation … 443".
+        codes.extend([443]);
+    }
+    if codes.is_empty() {
+        Judgement::success()
+    } else {
+        Judgement::refused(codes)
+    }
+}
+
+/// Whether an attribute has a length that its type never has. The RFCs say little about it: such a
+/// request may be refused.
+fn has_malformed_attributes(request: &Parsed) -> bool {
+    request.attributes.iter().any(|(kind, value)| match *kind {
+        attribute::EVEN_PORT => value.len() != 1,
+        attribute::RESERVATION_TOKEN => value.len() != 8,
+        attribute::XOR_PEER_ADDRESS => !matches!(value.len(), 8 | 20),
+        attribute::LIFETIME
+        | attribute::CHANNEL_NUMBER
+        | attribute::REQUESTED_TRANSPORT
+        | attribute::REQUESTED_ADDRESS_FAMILY => value.len() != 4,
+        _ => false,
+    })
+}
+
+/// Attributes that a TURN server knows; where they are not expected they are ignored.
+const KNOWN: [u16; 12] = [
+    attribute::USERNAME,
+    attribute::REALM,
+    attribute::NONCE,
+    attribute::PASSWORD_ALGORITHM,
+    attribute::CHANNEL_NUMBER,
+    attribute::LIFETIME,
+    attribute::XOR_PEER_ADDRESS,
+    attribute::DATA,
+    attribute::REQUESTED_ADDRESS_FAMILY,
+    attribute::EVEN_PORT,
+    attribute::REQUESTED_TRANSPORT,
+    attribute::RESERVATION_TOKEN,
+];
+
+/// Whether a request has an attribute that must be understood and is not. Numbers that the
+/// registry knows for something else are left open.
+fn has_unknown_attributes(request: &Parsed) -> Alive {
+    let mut unknown = Alive::No;
+    for (kind, _) in &request.attributes {
+        match kind {
+            0x8000.. => {}
+            kind if KNOWN.contains(kind) => {}
+            0..0x40 => {
+                unknown = if unknown == Alive::Yes {
+                    Alive::Yes
+                } else {
+                    Alive::Maybe
+                }
+            }
+            _ => unknown = Alive::Yes,
+        }
+    }
+    unknown
+}
+
+fn seconds(duration: Duration) -> u32 {
+    u32::try_from(duration.as_secs()).expect("lifetimes fit into LIFETIME")
+}
+
+/// The number of the password algorithm that a request uses: 1 is MD5, 2 is SHA-256.
+fn algorithm(request: &Parsed) -> u16 {
+    let value = request
+        .find(attribute::PASSWORD_ALGORITHM)
+        .and_then(|v| v.first_chunk::<2>());
+    value.map_or(1, |number| u16::from_be_bytes(*number))
+}
+
+fn verify(message: &Parsed, name: &str, realm: &str, password: &str) -> bool {
+    verify_by(message, algorithm(message), name, realm, password)
+}
+
+fn verify_by(message: &Parsed, algorithm: u16, name: &str, realm: &str, password: &str) -> bool {
+    let key = match algorithm {
+        1 => stun::md5_key(name, realm, password).to_vec(),
+        2 => stun::sha256_key(name, realm, password).to_vec(),
+        _ => return false,
+    };
+    if message.integrity_sha256.is_some() {
+        message.verify_integrity_sha256(&key)
+    } else {
+        message.verify_integrity(&key)
+    }
+}

@@ -1,0 +1,158 @@
+//! Payloads that can be told apart: who sent what to whom, as the ends see it.
+//!
+//! ```text
+//!   byte 0      hops: how often an end may still send the payload back
+//!   byte 1..9   number of the payload, unique in a run
+//!   byte 9..    random
+//! ```
+//! A shorter payload has no number and is not checked here.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::rc::Rc;
+
+use crate::dice::Dice;
+use crate::trace::Fnv;
+
+/// Most hops of a payload.
+const MAX_HOPS: u64 = 3;
+const HEADER_BYTES: usize = 9;
+
+/// What all ends of a run know together.
+#[derive(Clone, Debug)]
+pub struct Ledger(Rc<RefCell<Entries>>);
+
+#[derive(Debug)]
+struct Entries {
+    sent: BTreeMap<u64, Entry>,
+    relayed: Vec<SocketAddr>,
+    tokens: Vec<Vec<u8>>,
+    received: u64,
+    exact: bool,
+}
+
+#[derive(Debug)]
+struct Entry {
+    to: Option<SocketAddr>,
+    digest: u64,
+}
+
+impl Ledger {
+    /// An empty ledger. Payloads are compared where `exact` is set: the network corrupts nothing.
+    pub fn new(exact: bool) -> Self {
+        let (sent, relayed, tokens) = (BTreeMap::new(), Vec::new(), Vec::new());
+        Self(Rc::new(RefCell::new(Entries {
+            sent,
+            relayed,
+            tokens,
+            received: 0,
+            exact,
+        })))
+    }
+
+    /// A payload of `len` bytes for the peer or the relayed address `to`, where the sender knows it:
+    /// a channel may be bound to another peer when the payload comes to the relay.
+    pub fn payload(&self, dice: &mut Dice, to: Option<SocketAddr>, len: usize) -> Vec<u8> {
+        let hops = u8::try_from(dice.range(0..MAX_HOPS + 1)).expect("hops are few");
+        let mut payload = dice.bytes(len);
+        if let Some(first) = payload.first_mut() {
+            *first = hops;
+        }
+        self.note(payload, to)
+    }
+
+    /// The payload that answers this one; `None` where it has no hops left.
+    pub fn answer(&self, payload: &[u8], to: Option<SocketAddr>) -> Option<Vec<u8>> {
+        let mut answer = payload.to_vec();
+        let hops = answer.first_mut()?;
+        // A corrupted number of hops could keep a payload going for long.
+        *hops = hops
+            .checked_sub(1)
+            .filter(|left| u64::from(*left) < MAX_HOPS)?;
+        Some(self.note(answer, to))
+    }
+
+    fn note(&self, mut payload: Vec<u8>, to: Option<SocketAddr>) -> Vec<u8> {
+        let mut entries = self.0.borrow_mut();
+        let number = entries.sent.len() as u64;
+        if payload.len() >= HEADER_BYTES {
+            payload[1..HEADER_BYTES].copy_from_slice(&number.to_be_bytes());
+            let digest = digest(&payload);
+            entries.sent.insert(number, Entry { to, digest });
+        }
+        payload
+    }
+
+    /// An end received a payload that was sent to the address `at`, where the end knows it.
+    pub fn received(&self, payload: &[u8], at: Option<SocketAddr>) {
+        let mut entries = self.0.borrow_mut();
+        entries.received += 1;
+        let Some(number) = payload.get(1..HEADER_BYTES).filter(|_| entries.exact) else {
+            return;
+        };
+        let number = u64::from_be_bytes(number.try_into().expect("it has 8 bytes"));
+        let entry = entries.sent.get(&number);
+        let entry = entry.unwrap_or_else(|| panic!("nobody sent {payload:02x?}, {at:?} has it"));
+        assert_eq!(
+            entry.digest,
+            digest(payload),
+            "payload {number} arrived with other bytes"
+        );
+        if let (Some(at), Some(to)) = (at, entry.to) {
+            assert_eq!(to, at, "payload {number} arrived elsewhere");
+        }
+    }
+
+    /// Payloads received so far.
+    pub fn count(&self) -> u64 {
+        self.0.borrow().received
+    }
+
+    /// Whether payloads are compared.
+    pub fn is_exact(&self) -> bool {
+        self.0.borrow().exact
+    }
+
+    /// A client was given a relayed address.
+    pub fn publish(&self, relayed: SocketAddr) {
+        let mut entries = self.0.borrow_mut();
+        if !entries.relayed.contains(&relayed) {
+            entries.relayed.push(relayed);
+        }
+    }
+
+    /// A client was given a reservation token.
+    pub fn publish_token(&self, token: &[u8]) {
+        self.0.borrow_mut().tokens.push(token.to_vec());
+    }
+
+    /// The reservation token that a client was given last.
+    pub fn last_token(&self) -> Option<Vec<u8>> {
+        self.0.borrow().tokens.last().cloned()
+    }
+
+    /// One of the relayed addresses that clients were given so far.
+    pub fn some_relayed(&self, dice: &mut Dice) -> Option<SocketAddr> {
+        let entries = self.0.borrow();
+        (!entries.relayed.is_empty()).then(|| *dice.pick(&entries.relayed))
+    }
+}
+
+/// A random length of a payload: mostly that of a packet of voice or video.
+pub fn some_len(dice: &mut Dice) -> usize {
+    match dice.weighted(&[1, 2, 10, 10, 4, 1]) {
+        0 => 0,
+        1 => dice.below(HEADER_BYTES) + 1,
+        2 => 172,
+        3 => 1200,
+        4 => dice.below(1473),
+        _ => 65_507 - dice.below(100),
+    }
+}
+
+fn digest(payload: &[u8]) -> u64 {
+    let mut hash = Fnv::new();
+    hash.write(payload);
+    hash.finish()
+}

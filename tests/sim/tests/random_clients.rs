@@ -1,0 +1,77 @@
+//! Random clients against one relay: every seed is another network, relay and crowd.
+//!
+//! `TOWPATH_SIM_SEEDS=100000` runs more seeds, `TOWPATH_SIM_SEED=7` runs one.
+
+use std::collections::BTreeMap;
+
+use towpath_sim::scenario::{Outcome, run};
+use towpath_sim::seeds;
+
+/// What must have happened in a run of [`seeds::DEFAULT_COUNT`] seeds, and how often at least: a
+/// simulation in which nothing happens finds nothing.
+const MUST_HAPPEN: &[(&str, u64)] = &[
+    ("success 0x001", 1_000),
+    ("success 0x003", 1_000),
+    ("success 0x004", 1_000),
+    ("success 0x008", 1_000),
+    ("success 0x009", 1_000),
+    ("to peer", 5_000),
+    ("channel data to client", 1_000),
+    ("data indication", 1_000),
+    ("error 400 0x009", 20),
+    ("error 401 0x003", 1_000),
+    ("error 403 0x008", 100),
+    ("error 403 0x009", 100),
+    ("error 437 0x003", 100),
+    ("error 437 0x004", 100),
+    ("error 438 0x008", 20),
+    ("error 440 0x003", 20),
+    ("error 441 0x004", 20),
+    ("error 442 0x003", 20),
+    ("error 443 0x008", 20),
+    ("error 486 0x003", 20),
+    ("error 508 0x003", 20),
+    ("error 508 0x008", 20),
+];
+
+#[test]
+fn random_clients_get_what_the_reference_says_and_leave_nothing_behind() {
+    let (mut coverage, mut runs) = (BTreeMap::<String, u64>::new(), 0);
+    let (mut datagrams, mut payloads, mut virtual_s) = (0, 0, 0);
+    for seed in seeds::from_environment() {
+        let outcome = run(seed);
+        for (what, count) in outcome.coverage {
+            *coverage.entry(what).or_default() += count;
+        }
+        runs += 1;
+        datagrams += outcome.datagrams;
+        payloads += outcome.payloads;
+        virtual_s += outcome.virtual_time.as_secs();
+    }
+    println!(
+        "{runs} runs, {datagrams} datagrams, {payloads} payloads, {virtual_s} s: {coverage:#?}"
+    );
+    if runs >= seeds::DEFAULT_COUNT {
+        for (what, at_least) in MUST_HAPPEN {
+            let count = coverage.get(*what).copied().unwrap_or(0);
+            assert!(
+                count >= *at_least,
+                "{what} happened {count} times, not {at_least}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_seed_gives_the_same_run_every_time() {
+    for seed in [1, 2, 3, u64::MAX] {
+        let outcome: Outcome = run(seed);
+        assert_eq!(outcome, run(seed), "seed {seed}");
+        assert!(outcome.datagrams > 0);
+    }
+}
+
+#[test]
+fn another_seed_gives_another_run() {
+    assert_ne!(run(1).trace_hash, run(2).trace_hash);
+}
