@@ -31,9 +31,15 @@ pub struct Mailbox<E> {
 }
 
 /// The mailbox holds as many messages as it may. The message comes back.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[error("the shard's mailbox is full")]
 pub struct Full<E>(pub E);
+
+impl<E> std::fmt::Debug for Full<E> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Full")
+    }
+}
 
 impl<E> Mailbox<E> {
     /// A mailbox for `messages` events at most, and the bell it rings.

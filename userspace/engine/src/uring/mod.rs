@@ -154,8 +154,14 @@ impl<M: Machine, H: Host<M>> Uring<M, H> {
         self.shard.bell.sleeper().announce();
         let result = if self.shard.mail_is_empty() {
             self.shard.counters.add(Counter::Sleeps, 1);
-            // Sends complete as they are submitted; they are no reason to wake.
-            self.ring.enter(self.sending + 1)
+            // Sends complete as they are submitted; they are no reason to wake, but where receives
+            // wait for the buffers they hold.
+            let reason = if self.starved.is_empty() {
+                self.sending
+            } else {
+                0
+            };
+            self.ring.enter(reason + 1)
         } else {
             self.ring.enter(0)
         };
@@ -358,6 +364,8 @@ impl<M: Machine, H: Host<M>> Uring<M, H> {
             self.reap();
             std::thread::yield_now();
         }
+        // Otherwise the kernel would keep the listeners' addresses until it has cleaned up the ring.
+        let _ = self.ring.submitter().unregister_files();
     }
 
     fn is_used_by_kernel(&self) -> bool {
