@@ -38,7 +38,7 @@ use crate::machine::{Datagram, ListenerId, PortId, ShardId, Socket, Transmit};
 use crate::nonce::NonceKey;
 use crate::ports::PortPool;
 use crate::timer::Timers;
-use crate::turn::server::{Allocations, Deleted, is_in_a_loop};
+use crate::turn::server::{Allocations, Deleted, FromPeer, is_in_a_loop};
 use crate::wire::{Class, Kind, Message, Method, ParseError, classify};
 use crate::{Machine, Timestamp};
 use outbox::Outbox;
@@ -139,10 +139,7 @@ impl Relay {
             Kind::Stun => self.stun(now, from, datagram.payload),
             Kind::ChannelData | Kind::Other => Err(DropReason::Unrecognized),
         };
-        outcome.unwrap_or_else(|reason| {
-            self.counters.drops(reason).increment();
-            None
-        })
+        outcome.unwrap_or_else(|reason| self.dropped(reason))
     }
 
     fn stun(
@@ -169,9 +166,9 @@ impl Relay {
             return Err(DropReason::WrongFingerprint);
         }
         match (message.class(), message.method()) {
-            (Class::Indication, Method::SEND) => {
-                self.send_indication(now, &message, from).map(Some)
-            }
+            (Class::Indication, Method::SEND) => self
+                .send_indication(now, &message, from)
+                .map(|out| Some(out.transmit())),
             (Class::Indication, Method::BINDING) => {
                 self.counters.binding_indications.increment();
                 Ok(None)
@@ -261,27 +258,25 @@ impl Machine for Relay {
 
     #[inline]
     fn handle_datagram(&mut self, now: Timestamp, datagram: Datagram<'_>) -> Option<Transmit> {
-        let outcome = match datagram.socket {
-            Socket::Relayed(_) if is_in_a_loop(datagram.payload) => Err(DropReason::Loop),
-            Socket::Relayed(port) => {
-                self.peer_data(now, port, datagram.remote, datagram.payload.len())
+        let (local, remote) = (datagram.local, datagram.remote);
+        match datagram.socket {
+            Socket::Listener(listener) if classify(datagram.payload) == Kind::ChannelData => {
+                match self.channel_data(now, listener, local, remote, datagram.payload) {
+                    Ok(out) => Some(out.transmit()),
+                    Err(reason) => self.dropped(reason),
+                }
             }
-            Socket::Listener(listener) if classify(datagram.payload) == Kind::ChannelData => self
-                .channel_data(
-                    now,
-                    listener,
-                    datagram.local,
-                    datagram.remote,
-                    datagram.payload,
-                ),
-            Socket::Listener(listener) => return self.listener_datagram(now, listener, &datagram),
-        };
-        match outcome {
-            Ok(transmit) => Some(transmit),
-            Err(reason) => {
-                self.counters.drops(reason).increment();
-                None
-            }
+            Socket::Relayed(_) if is_in_a_loop(datagram.payload) => self.dropped(DropReason::Loop),
+            Socket::Relayed(port) => match self.peer_data(now, port, remote) {
+                Ok(FromPeer::Bound(channel)) => {
+                    self.wrap_in_channel_data(port, channel, datagram.payload.len())
+                }
+                Ok(FromPeer::Permitted(peer)) => {
+                    self.wrap_in_indication(port, peer, datagram.payload.len())
+                }
+                Err(reason) => self.dropped(reason),
+            },
+            Socket::Listener(listener) => self.listener_datagram(now, listener, &datagram),
         }
     }
 

@@ -14,6 +14,7 @@ mod refresh;
 
 pub(crate) use address::Flow;
 pub(crate) use allocation::{Allocation, Allocations};
+pub(crate) use data::FromPeer;
 pub(crate) use end::Deleted;
 pub(crate) use nesting::is_in_a_loop;
 

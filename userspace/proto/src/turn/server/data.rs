@@ -10,6 +10,7 @@
 //! Expiry is a comparison here and nothing else; tables are swept by the allocation's timer.
 
 use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
 
 use rand_chacha::rand_core::Rng;
 
@@ -22,11 +23,42 @@ use crate::relay::{DropReason, Endpoint, Relay};
 use crate::turn::server::unknown_attributes;
 use crate::wire::attribute::{Data, XorPeerAddress};
 use crate::wire::{
-    CHANNEL_DATA_HEADER_BYTES, ChannelData, Message, TransactionId, data_indication,
+    CHANNEL_DATA_HEADER_BYTES, ChannelData, ChannelNumber, Message, TransactionId, data_indication,
 };
 
 /// What a UDP datagram over IPv4 holds; what is longer no socket sends.
 const MAX_UDP_PAYLOAD_BYTES: usize = 65_535 - 20 - 8;
+
+/// A part of a client's datagram that goes to a peer.
+#[derive(Debug)]
+pub(crate) struct ToPeer {
+    port: PortId,
+    destination: SocketAddr,
+    payload: Range<usize>,
+}
+
+impl ToPeer {
+    #[inline]
+    pub(crate) fn transmit(self) -> Transmit {
+        Transmit {
+            socket: Socket::Relayed(self.port),
+            source: None,
+            destination: self.destination,
+            prefix: Prefix::EMPTY,
+            payload: self.payload,
+            padding: 0,
+        }
+    }
+}
+
+/// How a peer's data reaches the client.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum FromPeer {
+    /// As ChannelData on this channel.
+    Bound(ChannelNumber),
+    /// As a Data indication that names the peer.
+    Permitted(PeerAddr),
+}
 
 impl Relay {
     /// ChannelData from a client (RFC 8656 §12.6).
@@ -38,7 +70,7 @@ impl Relay {
         server: IpAddr,
         client: SocketAddr,
         payload: &[u8],
-    ) -> Result<Transmit, DropReason> {
+    ) -> Result<ToPeer, DropReason> {
         let message = ChannelData::parse(payload).map_err(|_| DropReason::BadChannelData)?;
         let (number, len) = (message.channel, message.data.len());
         let flow = Flow::new(listener.0, server, client);
@@ -67,7 +99,7 @@ impl Relay {
         now: Timestamp,
         message: &Message<'_>,
         from: Endpoint,
-    ) -> Result<Transmit, DropReason> {
+    ) -> Result<ToPeer, DropReason> {
         if !unknown_attributes(message).is_empty() {
             return Err(DropReason::UnknownAttribute);
         }
@@ -100,20 +132,19 @@ impl Relay {
             .ok_or(DropReason::NoPermissionToPeer)?
             .own;
         let start = data.as_ptr() as usize - message.as_bytes().as_ptr() as usize;
-        let transmit = self.send_to_peer(now, id, peer, own, start..start + data.len())?;
+        let out = self.send_to_peer(now, id, peer, own, start..start + data.len())?;
         self.counters.send_indications.increment();
-        Ok(transmit)
+        Ok(out)
     }
 
-    /// A datagram from a peer (RFC 8656 §11.3 and §12.7).
+    /// Whether a datagram from a peer may reach the client, and how (RFC 8656 §11.3 and §12.7).
     #[inline]
     pub(crate) fn peer_data(
         &mut self,
         now: Timestamp,
         id: PortId,
         remote: SocketAddr,
-        len: usize,
-    ) -> Result<Transmit, DropReason> {
+    ) -> Result<FromPeer, DropReason> {
         self.judge_again(id, now);
         let peer = PeerAddr::new(if self.translates {
             self.seen_from_outside(remote)
@@ -145,41 +176,71 @@ impl Relay {
         {
             return Err(DropReason::OwnAddress);
         }
-        let (prefix, padding) = match channel {
-            Some(number) => {
-                // RFC 8656 §12.5: "Over UDP, the padding is not required".
-                let header = ChannelData::header(number, len);
-                (
-                    Prefix::channel_data(header.ok_or(DropReason::UnusableDatagram)?),
-                    0,
-                )
-            }
-            None => {
-                let mut transaction = TransactionId([0; 12]);
-                self.rng.fill_bytes(&mut transaction.0);
-                let around = data_indication(transaction, peer.socket(), len)
-                    .ok_or(DropReason::UnusableDatagram)?;
-                (around.prefix, around.padding)
-            }
+        Ok(channel.map_or(FromPeer::Permitted(peer), FromPeer::Bound))
+    }
+
+    /// Data of a bound peer, as ChannelData.
+    #[inline]
+    pub(crate) fn wrap_in_channel_data(
+        &mut self,
+        id: PortId,
+        number: ChannelNumber,
+        len: usize,
+    ) -> Option<Transmit> {
+        // RFC 8656 §12.5: "Over UDP, the padding is not required".
+        let header = ChannelData::header(number, len);
+        let header = header.filter(|_| len <= MAX_UDP_PAYLOAD_BYTES - CHANNEL_DATA_HEADER_BYTES);
+        let Some(header) = header else {
+            return self.dropped(DropReason::UnusableDatagram);
         };
-        if prefix.as_bytes().len() + len + usize::from(padding) > MAX_UDP_PAYLOAD_BYTES {
-            return Err(DropReason::UnusableDatagram);
-        }
-        if channel.is_none() {
-            self.counters.data_indications.increment();
-        }
+        let flow = self.count_to_client(id, len)?;
+        Some(Transmit {
+            socket: Socket::Listener(ListenerId(flow.listener)),
+            source: Some(flow.server()),
+            destination: flow.client(),
+            prefix: Prefix::channel_data(header),
+            payload: 0..len,
+            padding: 0,
+        })
+    }
+
+    /// Data of a peer without a channel, as a Data indication.
+    pub(crate) fn wrap_in_indication(
+        &mut self,
+        id: PortId,
+        peer: PeerAddr,
+        len: usize,
+    ) -> Option<Transmit> {
+        let mut transaction = TransactionId([0; 12]);
+        self.rng.fill_bytes(&mut transaction.0);
+        let around = data_indication(transaction, peer.socket(), len).filter(|around| {
+            let more = around.prefix.as_bytes().len() + usize::from(around.padding);
+            len + more <= MAX_UDP_PAYLOAD_BYTES
+        });
+        let Some(around) = around else {
+            return self.dropped(DropReason::UnusableDatagram);
+        };
+        let flow = self.count_to_client(id, len)?;
+        self.counters.data_indications.increment();
+        Some(Transmit {
+            socket: Socket::Listener(ListenerId(flow.listener)),
+            source: Some(flow.server()),
+            destination: flow.client(),
+            prefix: around.prefix,
+            payload: 0..len,
+            padding: around.padding,
+        })
+    }
+
+    /// Counts a datagram to the client of an allocation, and says where that is.
+    #[inline]
+    fn count_to_client(&mut self, id: PortId, len: usize) -> Option<Flow> {
+        let (allocation, _) = self.allocations.get_mut(id)?;
         allocation.traffic.packets_to_client += 1;
         allocation.traffic.bytes_to_client += len as u64;
         self.counters.packets_to_clients.increment();
         self.counters.bytes_to_clients.add(len as u64);
-        Ok(Transmit {
-            socket: Socket::Listener(ListenerId(allocation.flow.listener)),
-            source: Some(allocation.flow.server()),
-            destination: allocation.flow.client(),
-            prefix,
-            payload: 0..len,
-            padding,
-        })
+        Some(allocation.flow)
     }
 
     #[inline]
@@ -189,8 +250,8 @@ impl Relay {
         id: PortId,
         peer: PeerAddr,
         own: Option<OwnAddress>,
-        payload: std::ops::Range<usize>,
-    ) -> Result<Transmit, DropReason> {
+        payload: Range<usize>,
+    ) -> Result<ToPeer, DropReason> {
         let destination = match own {
             None => peer.socket(),
             Some(own) => self.own_destination(own, peer.socket())?,
@@ -206,14 +267,18 @@ impl Relay {
         allocation.traffic.bytes_to_peers += payload.len() as u64;
         self.counters.packets_to_peers.increment();
         self.counters.bytes_to_peers.add(payload.len() as u64);
-        Ok(Transmit {
-            socket: Socket::Relayed(id),
-            source: None,
+        Ok(ToPeer {
+            port: id,
             destination,
-            prefix: Prefix::EMPTY,
             payload,
-            padding: 0,
         })
+    }
+
+    /// Counts a dropped datagram.
+    #[cold]
+    pub(crate) fn dropped(&self, reason: DropReason) -> Option<Transmit> {
+        self.counters.drops(reason).increment();
+        None
     }
 
     /// Where a datagram to an address of this host goes: relayed ports in use are reached by the
