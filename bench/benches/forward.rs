@@ -11,7 +11,7 @@ use towpath_proto::credentials::LongTermKey;
 use towpath_proto::machine::{Datagram, ListenerId, PortId, ShardId, Socket};
 use towpath_proto::relay::{
     Credential, Relay, RelayAddress, RelayCommand, RelayConfig, RelayEvent, RelayLimits,
-    RelayShared,
+    RelayShared, StrangerLimits,
 };
 use towpath_proto::wire::attribute::{
     Algorithm, ChannelNumberValue, Lifetime, Nonce, Realm, RequestedTransport, Username,
@@ -52,7 +52,14 @@ impl Lab {
                 .into_iter()
                 .collect(),
             access: AccessRules::default(),
-            limits: RelayLimits::default(),
+            limits: RelayLimits {
+                strangers: StrangerLimits {
+                    per_source: StrangerLimits::UNLIMITED,
+                    per_network: StrangerLimits::UNLIMITED,
+                    in_total: StrangerLimits::UNLIMITED,
+                },
+                ..RelayLimits::default()
+            },
             nonce_secret: [7; 32],
         };
         config.validate().expect("a valid configuration");
