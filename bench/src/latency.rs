@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use hdrhistogram::Histogram;
 
 use crate::load::{Cell, Direction, Load, Round, Sinks};
@@ -40,6 +40,11 @@ pub fn measure(
     duration: Duration,
 ) -> Result<Delays> {
     let (round, delays) = load.measure(rig, sinks, server, RATE_PPS, duration, Duration::ZERO)?;
+    ensure!(
+        round.received > 0,
+        "nothing of {} packets arrived",
+        round.sent
+    );
     summarise(&round, &delays)
 }
 

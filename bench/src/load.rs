@@ -310,15 +310,19 @@ fn percentile_us(sorted_ns: &[u64], part: f64) -> f64 {
 
 const STRAGGLER_INTERVAL: Duration = Duration::from_millis(10);
 const STRAGGLER_PATIENCE: u32 = 100;
+/// A server may be kept from its CPU for a while with packets still in its queues.
+const QUIET_INTERVALS: u32 = 3;
 
 /// Waits until nothing more arrives.
 fn wait_for_stragglers(sinks: &Sinks) -> Result<()> {
     let mut seen = sinks.packets();
+    let mut quiet = 0;
     for _ in 0..STRAGGLER_PATIENCE {
         thread::sleep(STRAGGLER_INTERVAL);
         sys::check_interrupted()?;
         let now = sinks.packets();
-        if now == seen {
+        quiet = if now == seen { quiet + 1 } else { 0 };
+        if quiet == QUIET_INTERVALS {
             break;
         }
         seen = now;

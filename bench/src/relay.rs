@@ -64,6 +64,18 @@ pub enum ServerKind {
     Epoll,
 }
 
+impl ServerKind {
+    /// What its server is called.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Coturn => "coturn",
+            Self::Forwarder => "forwarder",
+            Self::IoUring => DRIVERS[0],
+            Self::Epoll => DRIVERS[1],
+        }
+    }
+}
+
 /// A part of the run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Part {
@@ -222,6 +234,25 @@ impl Drop for Directory {
     }
 }
 
+/// A server that failed, and how.
+type Failure = (&'static str, anyhow::Error);
+
+/// Takes a step with each server in turn. One that fails takes no further part.
+fn each<T>(
+    contenders: &mut Vec<(&mut Server, T)>,
+    failures: &mut Vec<Failure>,
+    mut step: impl FnMut(&mut Server, &mut T) -> Result<()>,
+) -> Result<()> {
+    contenders.retain_mut(|(server, state)| match step(server, state) {
+        Ok(()) => true,
+        Err(error) => {
+            failures.push((server.name, error));
+            false
+        }
+    });
+    Ok(sys::check_interrupted()?)
+}
+
 impl Bench<'_> {
     fn measure_all(&mut self) -> Result<()> {
         let parts = if self.options.parts.is_empty() {
@@ -303,7 +334,7 @@ impl Bench<'_> {
                 versions.insert(server.name.to_owned(), server.version.clone());
                 self.servers.push(server);
             }
-            Err(error) => self.skip(format!("{kind:?}: {error:#}")),
+            Err(error) => self.skip(format!("{}: {error:#}", kind.name())),
         }
     }
 
@@ -366,10 +397,10 @@ impl Bench<'_> {
         guesses: &mut BTreeMap<&'static str, f64>,
     ) -> Result<Throughput> {
         let mut servers = std::mem::take(&mut self.servers);
+        let mut failures = Vec::new();
         let mut contenders = Vec::new();
         for server in &mut servers {
-            self.progress
-                .set_message(format!("{cell}: searching {}", server.name));
+            self.say(format!("{cell}: searching {}", server.name));
             let guess = guesses.get(server.name).copied();
             match self.find_highest(server, cell, guess) {
                 Ok((load, highest)) => {
@@ -379,47 +410,69 @@ impl Bench<'_> {
                         rounds: Vec::new(),
                         overload: Vec::new(),
                     };
-                    contenders.push((server, load, carried));
+                    contenders.push((server, (load, carried)));
                 }
-                Err(error) => {
-                    sys::check_interrupted()?;
-                    self.skip(format!("{} at {cell}: {error:#}", server.name));
-                }
+                Err(error) => failures.push((server.name, error)),
             }
             self.progress.inc(1);
         }
         for number in 0..=self.pace.pairs {
-            for (server, load, carried) in &mut contenders {
-                self.progress
-                    .set_message(format!("{cell}: round {number}, {}", server.name));
-                let rate = carried.highest.rate_pps;
-                let round = self.round(server, load, rate, self.pace.round)?;
+            each(&mut contenders, &mut failures, |server, (load, carried)| {
+                self.say(format!("{cell}: round {number}, {}", server.name));
+                let round = self.round(server, load, carried.highest.rate_pps, self.pace.round)?;
                 // The first round warms up.
                 if number > 0 {
                     carried.rounds.push(round);
                 }
                 self.progress.inc(1);
-            }
+                Ok(())
+            })?;
         }
         for _ in 0..self.pace.overload_rounds {
-            for (server, load, carried) in &mut contenders {
-                self.progress
-                    .set_message(format!("{cell}: overload, {}", server.name));
+            each(&mut contenders, &mut failures, |server, (load, carried)| {
+                self.say(format!("{cell}: overload, {}", server.name));
                 let rate = carried.highest.rate_pps * 2.0;
-                let round = self.round(server, load, rate, self.pace.round)?;
-                carried.overload.push(round);
+                carried
+                    .overload
+                    .push(self.round(server, load, rate, self.pace.round)?);
                 self.progress.inc(1);
-            }
+                Ok(())
+            })?;
         }
         let carried = contenders.into_iter();
         let by_name = carried
-            .map(|(server, _, carried)| (server.name.to_owned(), carried))
+            .map(|(server, (_, carried))| (server.name.to_owned(), carried))
             .collect();
         self.servers = servers;
+        self.replace_failed(&cell.to_string(), failures)?;
         Ok(Throughput {
             cell,
             servers: by_name,
         })
+    }
+
+    fn say(&self, what: String) {
+        self.progress.set_message(what);
+    }
+
+    /// Notes failures, and puts fresh processes in the place of servers that failed.
+    fn replace_failed(&mut self, during: &str, failures: Vec<Failure>) -> Result<()> {
+        sys::check_interrupted()?;
+        for (name, error) in failures {
+            self.skip(format!("{name}, {during}: {error:#}"));
+            let Some(index) = self.servers.iter().position(|server| server.name == name) else {
+                continue;
+            };
+            drop(self.servers.remove(index));
+            let Some(kind) = ALL_SERVERS.into_iter().find(|kind| kind.name() == name) else {
+                continue;
+            };
+            match self.launch(kind) {
+                Ok(server) => self.servers.insert(index, server),
+                Err(error) => self.skip(format!("{name} from here on: {error:#}")),
+            }
+        }
+        Ok(())
     }
 
     fn find_highest(
@@ -464,6 +517,11 @@ impl Bench<'_> {
         loop {
             let (rig, sinks) = (self.rig, self.sinks);
             let (round, _) = load.measure(rig, sinks, server, rate_pps, duration, QUANTUM)?;
+            ensure!(
+                round.received > 0,
+                "nothing of {} packets arrived any more",
+                round.sent
+            );
             if !round.spent.is_disturbed() || repeats == REPEATS {
                 return Ok(round);
             }
@@ -473,27 +531,31 @@ impl Bench<'_> {
 
     fn latency(&mut self) -> Result<()> {
         for cell in latency::cells() {
-            let mut loads = Vec::new();
-            for server in &mut self.servers {
-                loads.push(Load::prepare(self.rig, server, cell)?);
-            }
-            let mut by_name: BTreeMap<String, Vec<_>> = BTreeMap::new();
-            for number in 0..=self.pace.pairs {
-                for (server, load) in self.servers.iter_mut().zip(&mut loads) {
-                    self.progress
-                        .set_message(format!("latency, {cell}: {}", server.name));
-                    let (rig, sinks) = (self.rig, self.sinks);
-                    let delays =
-                        latency::measure(rig, sinks, server, load, self.pace.latency_round)?;
-                    if number > 0 {
-                        by_name
-                            .entry(server.name.to_owned())
-                            .or_default()
-                            .push(delays);
-                    }
-                    self.progress.inc(1);
+            let mut servers = std::mem::take(&mut self.servers);
+            let mut failures = Vec::new();
+            let mut contenders = Vec::new();
+            for server in &mut servers {
+                match Load::prepare(self.rig, server, cell) {
+                    Ok(load) => contenders.push((server, (load, Vec::new()))),
+                    Err(error) => failures.push((server.name, error)),
                 }
             }
+            for number in 0..=self.pace.pairs {
+                each(&mut contenders, &mut failures, |server, (load, rounds)| {
+                    self.say(format!("latency, {cell}: {}", server.name));
+                    let (rig, sinks, duration) = (self.rig, self.sinks, self.pace.latency_round);
+                    let delays = latency::measure(rig, sinks, server, load, duration)?;
+                    if number > 0 {
+                        rounds.push(delays);
+                    }
+                    self.progress.inc(1);
+                    Ok(())
+                })?;
+            }
+            let rounds = contenders.into_iter();
+            let by_name = rounds
+                .map(|(server, (_, rounds))| (server.name.to_owned(), rounds))
+                .collect();
             let latency = Latency {
                 cell,
                 rate_pps: latency::RATE_PPS,
@@ -502,35 +564,39 @@ impl Bench<'_> {
             self.progress
                 .suspend(|| print!("{}", report::latency_rows(&latency)));
             self.results.latency.push(latency);
+            self.servers = servers;
+            self.replace_failed(&format!("latency, {cell}"), failures)?;
         }
         Ok(())
     }
 
     fn allocations(&mut self) -> Result<()> {
-        for server in &mut self.servers {
-            server.clear()?;
-        }
+        let mut servers = std::mem::take(&mut self.servers);
+        let mut failures = Vec::new();
+        let servers_of_turn = servers
+            .iter_mut()
+            .filter(|server| allocations::applies_to(server));
+        let mut contenders: Vec<_> = servers_of_turn.map(|server| (server, Vec::new())).collect();
+        each(&mut contenders, &mut failures, |server, _| server.clear())?;
         let peer = self.rig.peer_end.address;
         for number in 0..=self.pace.pairs {
-            for server in self
-                .servers
-                .iter_mut()
-                .filter(|server| allocations::applies_to(server))
-            {
-                self.progress
-                    .set_message(format!("allocations: {}", server.name));
+            each(&mut contenders, &mut failures, |server, rounds| {
+                self.say(format!("allocations: {}", server.name));
                 let count = self.pace.allocation_count;
                 let round = allocations::measure(self.rig, server, peer, count, number)?;
                 if number > 0 {
-                    let rounds = &mut self.results.allocations;
-                    rounds
-                        .entry(server.name.to_owned())
-                        .or_default()
-                        .push(round);
+                    rounds.push(round);
                 }
                 self.progress.inc(1);
-            }
+                Ok(())
+            })?;
         }
+        let rounds = contenders.into_iter();
+        self.results.allocations = rounds
+            .map(|(server, rounds)| (server.name.to_owned(), rounds))
+            .collect();
+        self.servers = servers;
+        self.replace_failed("allocations", failures)?;
         self.progress
             .suspend(|| print!("{}", report::allocation_rows(&self.results)));
         Ok(())
@@ -541,7 +607,8 @@ impl Bench<'_> {
         if kind == ServerKind::Forwarder {
             return Ok(());
         }
-        self.progress.set_message(format!("memory: {kind:?}"));
+        self.progress
+            .set_message(format!("memory: {}", kind.name()));
         let probe = PacketProbe {
             rate_pps: 40_000.0,
             duration: self.pace.round,
@@ -571,7 +638,7 @@ impl Bench<'_> {
             }
             Err(error) => {
                 sys::check_interrupted()?;
-                self.skip(format!("memory of {kind:?}: {error:#}"));
+                self.skip(format!("memory of {}: {error:#}", kind.name()));
             }
         }
         self.progress.inc(1);
