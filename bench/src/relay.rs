@@ -255,12 +255,12 @@ fn each<T>(
 
 impl Bench<'_> {
     fn measure_all(&mut self) -> Result<()> {
-        let parts = if self.options.parts.is_empty() {
-            &ALL_PARTS[..]
-        } else {
-            &self.options.parts
-        };
-        let parts = parts.to_vec();
+        let asked = &self.options.parts;
+        // In this order: the last part ends the servers that the others share.
+        let parts: Vec<Part> = ALL_PARTS
+            .into_iter()
+            .filter(|part| asked.is_empty() || asked.contains(part))
+            .collect();
         let cells = self.cells();
         let kinds = self.kinds();
         self.plan(&parts, cells.len(), kinds.len());
