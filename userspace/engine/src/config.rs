@@ -51,7 +51,7 @@ impl Default for EngineConfig {
             mailbox_messages: 4096,
             small_buffers: 1024,
             big_buffers: 64,
-            listener_receive_bytes: 2 << 20,
+            listener_receive_bytes: 1 << 20,
             relayed_receive_bytes: 0,
             gro: true,
             gso: true,

@@ -38,13 +38,13 @@ counters! {
     BytesReceived = "bytes_received",
     /// Buffers the kernel filled; one holds many datagrams where GRO is on.
     Receives = "receives",
-    /// Datagrams given to the kernel and taken by it.
+    /// Datagrams the kernel took to send; a shard counts them when it wakes the next time.
     DatagramsSent = "datagrams_sent",
-    /// Bytes of UDP payload given to the kernel and taken by it.
+    /// Bytes of UDP payload the kernel took to send.
     BytesSent = "bytes_sent",
-    /// Messages given to the kernel; one holds many datagrams where GSO is used.
+    /// Messages the kernel took to send; one holds many datagrams where GSO is used.
     Sends = "sends",
-    /// Messages of more than one datagram given to the kernel.
+    /// Messages of more than one datagram the kernel took to send.
     GsoSends = "gso_sends",
     /// Messages of more than one datagram the kernel refused and that were sent one by one.
     GsoFallbacks = "gso_fallbacks",
@@ -98,7 +98,7 @@ counters! {
     DropNoSocket = "drop_no_socket",
     /// Datagrams dropped because their destination is not of their socket's address family.
     DropWrongFamily = "drop_wrong_family",
-    /// Completions the kernel had to keep because the completion queue was full.
+    /// Completions the kernel had to drop because the completion queue was full.
     CompletionOverflows = "completion_overflows",
     /// System calls of the shard's loop that failed for a reason other than an interruption.
     WaitErrors = "wait_errors",

@@ -194,15 +194,15 @@ impl<M: Machine, H: Host<M>> Shard<M, H> {
             self.machine.handle_event(self.now, event);
             taken += 1;
         }
-        let handovers = Arc::clone(&self.neighbours[usize::from(self.id.0)].handovers);
+        let own = usize::from(self.id.0);
         while taken < MAX_PER_ROUND
             && self.buffers.released(Class::Own) > 0
-            && let Some(handover) = handovers.pop()
+            && let Some(handover) = self.neighbours[own].handovers.pop()
         {
             self.take_handover(&handover);
             taken += 1;
         }
-        !self.mailbox.is_empty() || !handovers.is_empty()
+        !self.mailbox.is_empty() || !self.neighbours[own].handovers.is_empty()
     }
 
     /// Whether nothing waits in the queues into this shard.

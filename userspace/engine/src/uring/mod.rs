@@ -71,6 +71,8 @@ pub(crate) struct Uring<M: Machine, H> {
     received: u32,
     /// Sends whose completions were not taken yet.
     sending: u32,
+    /// Completions the kernel has ever dropped.
+    overflows: u32,
 }
 
 /// What the kernel reads and writes besides datagrams.
@@ -116,6 +118,7 @@ impl<M: Machine, H: Host<M>> Uring<M, H> {
             standing: 0,
             received: 0,
             sending: 0,
+            overflows: 0,
         };
         uring.arm_bell()?;
         uring.follow_changes()?;
@@ -187,11 +190,13 @@ impl<M: Machine, H: Host<M>> Uring<M, H> {
 
     fn reap(&mut self) {
         let mut completions = std::mem::take(&mut self.completions);
-        let overflow = self.ring.reap(&mut completions);
-        if overflow > 0 {
+        let overflows = self.ring.reap(&mut completions);
+        if overflows != self.overflows {
+            let new = overflows.wrapping_sub(self.overflows);
             self.shard
                 .counters
-                .add(Counter::CompletionOverflows, u64::from(overflow));
+                .add(Counter::CompletionOverflows, u64::from(new));
+            self.overflows = overflows;
         }
         for completion in &completions {
             self.dispatch(completion);

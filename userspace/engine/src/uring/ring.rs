@@ -145,7 +145,8 @@ impl Ring {
         }
     }
 
-    /// Takes completions, up to the capacity `into` has. Returns how many the kernel had to keep.
+    /// Takes completions, up to the capacity `into` has. Returns how many the kernel has
+    /// ever dropped.
     pub(crate) fn reap(&mut self, into: &mut Vec<cqueue::Entry>) -> u32 {
         into.clear();
         let mut queue = self.ring.completion();
