@@ -294,6 +294,7 @@ impl Machine for Relay {
         while let Some(id) = self.timers.expire(now, &mut budget) {
             self.allocation_timer(now, id);
         }
+        self.collect_returned_ports();
         self.end_reservations(now);
         self.apply_rules_to_all(now, TIMEOUT_BUDGET);
     }
@@ -308,7 +309,7 @@ impl Machine for Relay {
 
     fn poll_timeout(&self) -> Option<Timestamp> {
         let output = !self.outbox.is_empty() || !self.commands.is_empty();
-        if output || self.rules_cursor.is_some() {
+        if output || self.rules_cursor.is_some() || self.shared.has_returned(self.shard) {
             return Some(Timestamp::ZERO);
         }
         let reservation = self.reserved.front().map(|(expires, _)| *expires);

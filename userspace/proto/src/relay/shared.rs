@@ -127,6 +127,13 @@ impl RelayShared {
         returned.any.store(true, Ordering::Release);
     }
 
+    /// Whether other shards gave ports back.
+    pub(crate) fn has_returned(&self, shard: ShardId) -> bool {
+        self.returned[usize::from(shard.0)]
+            .any
+            .load(Ordering::Relaxed)
+    }
+
     /// The ports that other shards gave back.
     pub(crate) fn take_returned(&self, shard: ShardId) -> Vec<(u8, u16)> {
         let returned = &self.returned[usize::from(shard.0)];

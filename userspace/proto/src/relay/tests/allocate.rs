@@ -292,9 +292,49 @@ fn token_is_good_on_every_shard_and_its_port_returns_to_the_shard_it_is_from() {
         "the port is in use elsewhere"
     );
     away.request(client, Method::REFRESH, &[lifetime(0)]);
+    assert!(home.relay.poll_timeout().unwrap() <= home.now);
+    home.secs(0);
+    assert_eq!(home.relay.counters.ports_in_use.value(), 1);
     home.allocate("198.18.0.1:40002");
     assert_eq!(home.relay.counters.ports_in_use.value(), 2);
     assert_eq!(away.relay.counters.ports_in_use.value(), 0);
+}
+
+#[test]
+fn reserved_port_that_somebody_else_took_is_refused_and_not_replaced() {
+    let mut lab = lab();
+    let first = lab.request(CLIENT, Method::ALLOCATE, &[udp(), even(true)]);
+    let reserved = raw(&token(&first).unwrap());
+    lab.shell = Shell::Fails(PortError::InUse);
+    let client = "198.18.0.1:40001";
+    let second = lab.request(client, Method::ALLOCATE, &[udp(), reserved]);
+    assert_eq!(code(&second), 508);
+    assert_eq!(lab.asked.len(), 1);
+}
+
+#[test]
+fn shard_holds_no_more_ports_than_it_says_even_if_others_reserved_them() {
+    let mut config = config();
+    config.shards = 2;
+    config.relay_addresses.truncate(1);
+    config.port_range = 50_000..=50_015;
+    let most = config.ports_per_shard();
+    let shared = Arc::new(RelayShared::new(&config));
+    let mut home = Lab::of_shard(config.clone(), Arc::clone(&shared), 0);
+    let mut away = Lab::of_shard(config, shared, 1);
+    for client in 0..8 {
+        let reserving = format!("198.18.0.1:{}", 40_000 + client);
+        let first = home.request(&reserving, Method::ALLOCATE, &[udp(), even(true)]);
+        let Some(token) = token(&first) else { continue };
+        let claiming = format!("198.18.0.1:{}", 41_000 + client);
+        away.request(&claiming, Method::ALLOCATE, &[udp(), raw(&token)]);
+    }
+    for client in 0..u16::try_from(most).unwrap() {
+        let client = format!("198.18.0.1:{}", 42_000 + client);
+        away.request(&client, Method::ALLOCATE, &[udp()]);
+    }
+    assert_eq!(away.open.len(), most as usize);
+    assert!(away.open.keys().all(|port| *port < most));
 }
 
 // RFC 8656 §7.2

@@ -114,7 +114,13 @@ impl Relay {
         }
         let wish = read_wish(&request.message, &self.config.limits)?;
         // A shard that drains, or is full, has no capacity for new allocations.
-        let full = self.allocations.len() >= self.config.limits.max_allocations as usize;
+        // The second limit binds where this shard holds ports that others reserved.
+        let most = self
+            .config
+            .limits
+            .max_allocations
+            .min(self.config.ports_per_shard());
+        let full = self.allocations.len() >= most as usize;
         if self.draining || full {
             return Err(Code::INSUFFICIENT_CAPACITY.into());
         }
@@ -131,6 +137,9 @@ impl Relay {
                     self.shared.release_user(user);
                 }
             })?;
+        // Another port would not be the one that was reserved.
+        let reserved = matches!(wish.port, PortWish::Reserved(_));
+        let tries_left = if reserved { 0 } else { PORT_TRIES };
         let id = self.allocations.insert(Allocation {
             flow: request.from.flow(),
             expires: now + wish.lifetime,
@@ -140,9 +149,7 @@ impl Relay {
             policy_version: self.policy_version,
             port: taken.port,
             address: taken.address,
-            state: State::Opening {
-                tries_left: PORT_TRIES,
-            },
+            state: State::Opening { tries_left },
             timer: None,
             details: Box::new(Details {
                 integrity: sender.integrity,
@@ -359,7 +366,7 @@ impl Relay {
         );
     }
 
-    fn collect_returned_ports(&mut self) {
+    pub(crate) fn collect_returned_ports(&mut self) {
         for (address, port) in self.shared.take_returned(self.shard) {
             self.release_port(address, port);
         }
