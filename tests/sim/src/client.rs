@@ -223,7 +223,8 @@ impl Session {
             80..90 => Duration::from_millis(millis(0..60_000)),
             90..94 => Duration::from_millis(millis(0..700_000)),
             _ => {
-                let ahead = self.edges.iter().filter(|edge| **edge > turn.now);
+                let soon = turn.now..turn.now + Duration::from_secs(7200);
+                let ahead = self.edges.iter().filter(|edge| soon.contains(edge));
                 let ahead: Vec<Timestamp> = ahead.copied().collect();
                 if ahead.is_empty() {
                     return Duration::from_millis(100);
@@ -261,7 +262,10 @@ impl Session {
         let mut request = Builder::new(kind::ALLOCATE, turn.dice.array());
         let transport = if turn.dice.one_in(40) { 6 } else { 17 };
         request.put(attribute::REQUESTED_TRANSPORT, &[transport, 0, 0, 0]);
-        let token = turn.ledger.last_token().filter(|_| turn.dice.one_in(8));
+        let token = turn
+            .ledger
+            .last_token(self.user)
+            .filter(|_| turn.dice.one_in(3));
         if let Some(token) = token {
             request.put(attribute::RESERVATION_TOKEN, &token);
         } else {
@@ -524,6 +528,9 @@ impl Session {
         let seconds = |seconds: u32| turn.now + Duration::from_secs(u64::from(seconds));
         match request.kind {
             kind::ALLOCATE => {
+                if let Some(token) = answer.find(attribute::RESERVATION_TOKEN) {
+                    turn.ledger.publish_token(self.user, token);
+                }
                 self.relayed = answer.address(attribute::XOR_RELAYED_ADDRESS);
                 if let Some(relayed) = self.relayed {
                     turn.ledger.publish(relayed);
@@ -620,7 +627,7 @@ fn wish_for_a_port(dice: &mut Dice, request: &mut Builder) {
         2 => drop(request.put(attribute::REQUESTED_ADDRESS_FAMILY, &[2, 0, 0, 0])),
         _ => drop(request.put(attribute::REQUESTED_ADDRESS_FAMILY, &[9, 0, 0, 0])),
     }
-    if dice.one_in(8) {
+    if dice.one_in(4) {
         let reserve = if dice.one_in(2) { 0x80 } else { 0 };
         request.put(attribute::EVEN_PORT, &[reserve]);
     }

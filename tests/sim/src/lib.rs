@@ -2,13 +2,27 @@
 //!
 //! A [`World`] is a [`Network`](network::Network) and one [`Node`](world::Node) per host. Everything
 //! that happens follows from a `u64`: the same seed gives the same packets at the same nanoseconds,
-//! which [`World::trace_hash`](world::World::trace_hash) makes visible.
+//! which [`World::trace_hash`] makes visible.
 //!
 //! ```text
 //!   Dice (seed) ──▶ World ──▶ Queue (time, sequence) ──▶ Node::handle_packet / handle_wakeup
 //!                     ▲                                              │
 //!                     └── Network: delay, loss, duplicates, … ◀── Context::send
 //! ```
+//!
+//! The relay under test is the machine that the engine runs. [`relay_host`] is its shell: several
+//! shards, injected failures, and beside them the reference [`model`], which says for every datagram
+//! what may come of it. [`shell`] checks the contract between machine and shell at every step.
+//! [`client`]s do anything at any time; [`scenario::run`] puts it all together.
+//!
+//! ```text
+//!   cargo test -p towpath-sim                                  1,000 seeds
+//!   TOWPATH_SIM_SEEDS=100000 cargo test -p towpath-sim         more of them
+//!   TOWPATH_SIM_FIRST_SEED=5000 cargo test -p towpath-sim      others
+//!   TOWPATH_SIM_SEED=893 cargo test -p towpath-sim             the one that failed, byte for byte
+//! ```
+//!
+//! A run that fails prints what differs, the last datagrams and its seed.
 #![forbid(unsafe_code)]
 
 pub mod client;

@@ -7,6 +7,7 @@
 //!
 //! It keeps absolute times in ordered maps and searches them; it has no timers.
 
+mod answers;
 pub mod peers;
 pub mod requests;
 pub mod special_use;
@@ -565,6 +566,21 @@ impl Model {
             Alternative::Error(code, _, request) => format!("error {code} {:#05x}", request.kind),
         };
         *self.coverage.entry(name).or_default() += 1;
+        let special = match found {
+            Alternative::Success(_, request) if request.kind == kind::ALLOCATE => {
+                let token = request
+                    .find(attribute::RESERVATION_TOKEN)
+                    .map(|_| "by token");
+                token.or(request.find(attribute::EVEN_PORT).map(|_| "even port"))
+            }
+            Alternative::Datagram(sent) if self.ports.contains_key(&sent.destination) => {
+                Some("hairpin")
+            }
+            _ => None,
+        };
+        if let Some(special) = special {
+            *self.coverage.entry(special.to_owned()).or_default() += 1;
+        }
     }
 }
 

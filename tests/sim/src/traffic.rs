@@ -27,7 +27,7 @@ pub struct Ledger(Rc<RefCell<Entries>>);
 struct Entries {
     sent: BTreeMap<u64, Entry>,
     relayed: Vec<SocketAddr>,
-    tokens: Vec<Vec<u8>>,
+    tokens: Vec<(usize, Vec<u8>)>,
     received: u64,
     exact: bool,
 }
@@ -122,14 +122,18 @@ impl Ledger {
         }
     }
 
-    /// A client was given a reservation token.
-    pub fn publish_token(&self, token: &[u8]) {
-        self.0.borrow_mut().tokens.push(token.to_vec());
+    /// A user was given a reservation token.
+    pub fn publish_token(&self, user: usize, token: &[u8]) {
+        self.0.borrow_mut().tokens.push((user, token.to_vec()));
     }
 
-    /// The reservation token that a client was given last.
-    pub fn last_token(&self) -> Option<Vec<u8>> {
-        self.0.borrow().tokens.last().cloned()
+    /// The reservation token that a user was given last.
+    pub fn last_token(&self, user: usize) -> Option<Vec<u8>> {
+        let entries = self.0.borrow();
+        let mut latest = entries.tokens.iter().rev();
+        latest
+            .find(|(owner, _)| *owner == user)
+            .map(|(_, token)| token.clone())
     }
 
     /// One of the relayed addresses that clients were given so far.

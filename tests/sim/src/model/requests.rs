@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
 
 use towpath_proto::Timestamp;
 use towpath_proto::machine::ShardId;
@@ -10,10 +9,8 @@ use towpath_proto::ports::shard_of_port;
 use towpath_proto::relay::DropReason;
 
 use super::peers::Judged;
-use super::time::{
-    CHANNEL_LIFETIME, LONGEST_RESERVATION, PERMISSION_LIFETIME, RESERVATION_LIFETIME,
-};
-use super::{Alive, Allocation, Alternative, Expectation, Flow, Model, Reservation, is_answer};
+use super::time::{LONGEST_RESERVATION, RESERVATION_LIFETIME};
+use super::{Alive, Allocation, Alternative, Expectation, Flow, Model, Reservation};
 use crate::steering::shard_of;
 use crate::stun::{self, Parsed, attribute, kind};
 
@@ -279,6 +276,10 @@ impl Model {
         };
         if let Some(token) = token {
             judgement = self.judge_token(now, token, user);
+            if self.pool_may_be_empty(now, flow, local, false) {
+                // The shard holds as many ports as it may, its own and others'.
+                judgement = judgement.or_code(508);
+            }
         } else if self.pool_may_be_empty(now, flow, local, even.is_some()) {
             judgement = judgement.or_code(508);
         }
@@ -294,7 +295,7 @@ impl Model {
     }
 
     /// The local and public address that an allocation of this family is given.
-    fn relay_address_for(&self, flow: Flow, v4: bool) -> Option<(IpAddr, IpAddr)> {
+    pub(super) fn relay_address_for(&self, flow: Flow, v4: bool) -> Option<(IpAddr, IpAddr)> {
         let addresses = &self.rules.relay_addresses;
         let same = addresses
             .iter()
@@ -523,242 +524,6 @@ impl Model {
             judgement
         }
     }
-
-    pub(super) fn succeeded(&mut self, now: Timestamp, flow: Flow, request: &Parsed, bytes: &[u8]) {
-        let answer = is_answer(bytes, request, kind::SUCCESS).expect("it was found to be one");
-        if request.kind == kind::BINDING {
-            assert_eq!(
-                answer.address(attribute::XOR_MAPPED_ADDRESS),
-                Some(flow.client)
-            );
-            // What has to be said is 32 bytes over IPv4 and 44 over IPv6.
-            let tenths = if flow.client.is_ipv4() { 16 } else { 22 };
-            assert!(
-                bytes.len() * 10 <= request.len() * tenths,
-                "{} bytes",
-                bytes.len()
-            );
-            return;
-        }
-        self.check_protection(request, &answer);
-        match request.kind {
-            kind::ALLOCATE => self.allocated(now, flow, request, &answer, bytes),
-            kind::REFRESH => self.refreshed(now, flow, request, &answer),
-            kind::CREATE_PERMISSION => {
-                let allocation = self.allocations.get_mut(&flow);
-                let allocation = allocation.expect("the request was found to fit an allocation");
-                for peer in request
-                    .addresses(attribute::XOR_PEER_ADDRESS)
-                    .iter()
-                    .flatten()
-                {
-                    allocation
-                        .permissions
-                        .insert(peer.ip(), now + PERMISSION_LIFETIME);
-                }
-            }
-            _ => {
-                let allocation = self.allocations.get_mut(&flow);
-                let allocation = allocation.expect("the request was found to fit an allocation");
-                let number = request
-                    .find(attribute::CHANNEL_NUMBER)
-                    .expect("it is there");
-                let number = u16::from_be_bytes([number[0], number[1]]);
-                let peer = request
-                    .address(attribute::XOR_PEER_ADDRESS)
-                    .expect("it is there");
-                // What the new binding collides with has expired, else it would be refused.
-                allocation.channels.retain(|_, (bound, _)| *bound != peer);
-                allocation
-                    .channels
-                    .insert(number, (peer, now + CHANNEL_LIFETIME));
-                // RFC 8656 §12: "installs or refreshes a permission".
-                allocation
-                    .permissions
-                    .insert(peer.ip(), now + PERMISSION_LIFETIME);
-            }
-        }
-    }
-
-    fn allocated(
-        &mut self,
-        now: Timestamp,
-        flow: Flow,
-        request: &Parsed,
-        answer: &Parsed,
-        bytes: &[u8],
-    ) {
-        let relayed = answer
-            .address(attribute::XOR_RELAYED_ADDRESS)
-            .expect("it is told");
-        assert_eq!(
-            answer.address(attribute::XOR_MAPPED_ADDRESS),
-            Some(flow.client)
-        );
-        if let Some(allocation) = self.allocations.get(&flow) {
-            assert_eq!(
-                allocation.answer, bytes,
-                "a retransmission is answered the same"
-            );
-            return;
-        }
-        let mut opened = self.ports.iter().filter(|(_, other)| **other == flow);
-        let local = *opened.next().expect("a port was opened").0;
-        assert_eq!(opened.next(), None, "one port was opened");
-        if request.find(attribute::RESERVATION_TOKEN).is_none() {
-            let v4 = !matches!(
-                request.find(attribute::REQUESTED_ADDRESS_FAMILY),
-                Some([2, ..])
-            );
-            let (ip, _) = self.relay_address_for(flow, v4).expect("else it is 440");
-            assert_eq!(
-                local.ip(),
-                ip,
-                "the address of the flow or of the family is used"
-            );
-        }
-        let addresses = &self.rules.relay_addresses;
-        let public = addresses
-            .iter()
-            .find(|(ip, _)| *ip == local.ip())
-            .map(|pair| pair.1);
-        assert_eq!(Some(relayed.ip()), public, "the public address is told");
-        assert_eq!(
-            relayed.port(),
-            local.port(),
-            "the port that was opened is told"
-        );
-        if request.find(attribute::EVEN_PORT).is_some() {
-            assert_eq!(relayed.port() % 2, 0, "an even port was asked for");
-        }
-        let user = request
-            .find(attribute::USERNAME)
-            .expect("it was authenticated");
-        let user = String::from_utf8_lossy(user).into_owned();
-        let reserves = request
-            .find(attribute::EVEN_PORT)
-            .is_some_and(|value| value[0] & 0x80 != 0);
-        let token = answer.find(attribute::RESERVATION_TOKEN);
-        assert_eq!(
-            token.is_some(),
-            reserves,
-            "a token is given to who asks for one"
-        );
-        if let Some(token) = token {
-            let local = SocketAddr::new(local.ip(), local.port() + 1);
-            let reservation = Reservation {
-                local,
-                user: user.clone(),
-                made: now,
-            };
-            self.reservations.insert(token.to_vec(), reservation);
-        }
-        let lifetime = self.granted(request);
-        assert_eq!(answer.number(attribute::LIFETIME), Some(seconds(lifetime)));
-        let since = self
-            .opening
-            .remove(&flow)
-            .expect("its port was being opened")
-            .since;
-        let allocation = Allocation {
-            user,
-            local,
-            relayed,
-            expires: since + lifetime,
-            permissions: Default::default(),
-            channels: Default::default(),
-            made_by: request.id,
-            answer: bytes.to_vec(),
-            deleted: false,
-        };
-        self.allocations.insert(flow, allocation);
-    }
-
-    fn refreshed(&mut self, now: Timestamp, flow: Flow, request: &Parsed, answer: &Parsed) {
-        let lifetime = self.granted(request);
-        let told = answer.number(attribute::LIFETIME);
-        let Some(allocation) = self.allocations.get_mut(&flow) else {
-            assert_eq!(told, Some(0), "a deletion may be confirmed twice");
-            return;
-        };
-        if request.number(attribute::LIFETIME) == Some(0) {
-            assert_eq!(told, Some(0));
-            allocation.deleted = true;
-            self.deleted.insert((flow, request.id));
-            return;
-        }
-        assert_eq!(told, Some(seconds(lifetime)));
-        allocation.expires = now + lifetime;
-    }
-
-    /// RFC 8656 §7.2: what was asked for, between the default and the longest.
-    fn granted(&self, request: &Parsed) -> Duration {
-        let asked = request.number(attribute::LIFETIME).map(u64::from);
-        let asked = asked.map_or(Duration::ZERO, Duration::from_secs);
-        asked.clamp(self.rules.default_lifetime, self.rules.max_lifetime)
-    }
-
-    pub(super) fn failed(
-        &mut self,
-        now: Timestamp,
-        code: u16,
-        flow: Flow,
-        request: &Parsed,
-        bytes: &[u8],
-    ) {
-        let answer = is_answer(bytes, request, kind::ERROR).expect("it was found to be one");
-        if code == 508
-            && self
-                .opening
-                .get(&flow)
-                .is_some_and(|o| o.request.id == request.id)
-        {
-            self.opening.remove(&flow);
-        }
-        if answer.is_protected() {
-            self.check_protection(request, &answer);
-        }
-        let challenge = matches!(code, 401 | 438);
-        assert_eq!(
-            answer.find(attribute::NONCE).is_some(),
-            challenge,
-            "{answer:?}"
-        );
-        if challenge {
-            assert_eq!(
-                answer.find(attribute::REALM),
-                Some(self.rules.realm.as_bytes())
-            );
-            assert!(
-                bytes.len() <= 200 && bytes.len() <= 3 * request.len(),
-                "{} bytes to a stranger who sent {}",
-                bytes.len(),
-                request.len()
-            );
-        }
-        if let Some(nonce) = answer.find(attribute::NONCE) {
-            self.nonces.insert((flow.client, nonce.to_vec()), now);
-        }
-    }
-
-    /// RFC 8489 §9.2.4: a response to an authenticated request is protected by the same key.
-    fn check_protection(&self, request: &Parsed, answer: &Parsed) {
-        let name = request
-            .find(attribute::USERNAME)
-            .expect("it was authenticated");
-        let name = String::from_utf8_lossy(name);
-        let password = &self.rules.users[&*name];
-        let like_request = answer.integrity_sha256.is_some() == request.integrity_sha256.is_some();
-        assert!(
-            like_request,
-            "the answer is protected in another way: {answer:?}"
-        );
-        let (realm, with) = (&self.rules.realm, algorithm(request));
-        assert!(
-            verify_by(answer, with, &name, realm, password),
-            "{answer:?}"
-        );
-    }
 }
 
 fn judge_refresh(allocation: &Allocation, request: &Parsed) -> Judgement {
@@ -829,12 +594,8 @@ fn has_unknown_attributes(request: &Parsed) -> Alive {
     unknown
 }
 
-fn seconds(duration: Duration) -> u32 {
-    u32::try_from(duration.as_secs()).expect("lifetimes fit into LIFETIME")
-}
-
 /// The number of the password algorithm that a request uses: 1 is MD5, 2 is SHA-256.
-fn algorithm(request: &Parsed) -> u16 {
+pub(super) fn algorithm(request: &Parsed) -> u16 {
     let value = request
         .find(attribute::PASSWORD_ALGORITHM)
         .and_then(|v| v.first_chunk::<2>());
@@ -845,7 +606,13 @@ fn verify(message: &Parsed, name: &str, realm: &str, password: &str) -> bool {
     verify_by(message, algorithm(message), name, realm, password)
 }
 
-fn verify_by(message: &Parsed, algorithm: u16, name: &str, realm: &str, password: &str) -> bool {
+pub(super) fn verify_by(
+    message: &Parsed,
+    algorithm: u16,
+    name: &str,
+    realm: &str,
+    password: &str,
+) -> bool {
     let key = match algorithm {
         1 => stun::md5_key(name, realm, password).to_vec(),
         2 => stun::sha256_key(name, realm, password).to_vec(),
