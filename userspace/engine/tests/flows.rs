@@ -259,6 +259,55 @@ fn shutdown_frees_every_address_at_once() {
     }
 }
 
+/// Makes the kernel refuse runs, and nothing else, from an engine's socket bound to `address`: it
+/// cuts up only what it may compute checksums for.
+fn forbid_runs(address: SocketAddr) {
+    let mut found = 0;
+    for entry in std::fs::read_dir("/proc/self/fd").unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        let fd = name.parse().unwrap();
+        // SAFETY: it is only asked for its address, and whose it is shows there.
+        let borrowed = unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) };
+        let local = socket2::SockRef::from(&borrowed).local_addr();
+        if local.ok().and_then(|local| local.as_socket()) != Some(address) {
+            continue;
+        }
+        let on = 1i32;
+        let (value, bytes) = ((&raw const on).cast(), size_of::<i32>() as libc::socklen_t);
+        // SAFETY: the pointer is to an integer of the length given.
+        let result =
+            unsafe { libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_NO_CHECK, value, bytes) };
+        assert_eq!(result, 0);
+        found += 1;
+    }
+    assert_eq!(found, 1, "sockets bound to {address}");
+}
+
+/// Eight requests of one length that are told apart.
+fn eight_requests() -> Vec<Vec<u8>> {
+    (0..8u8)
+        .map(|place| [&[b'e', place][..], &[7; 98]].concat())
+        .collect()
+}
+
+#[test]
+fn shutdown_does_not_wait_for_a_refused_run() {
+    for driver in DRIVERS {
+        let engine = start(config(driver, &["127.0.0.1:0"]));
+        let listener = engine.listeners()[0];
+        forbid_runs(listener);
+        let client = client(listener);
+        send_run(&client, &eight_requests());
+        eventually("the requests arrived", || {
+            counters(&engine).value(Counter::DatagramsReceived) == 8
+        });
+        // The refusal may be on its way, taken, or followed by the datagrams alone.
+        std::thread::sleep(Duration::from_millis(20));
+        engine.shutdown();
+        drop(UdpSocket::bind(listener).expect("the listening address is free"));
+    }
+}
+
 #[test]
 fn a_shard_that_panics_is_noticed_and_the_others_go_on() {
     for driver in DRIVERS {

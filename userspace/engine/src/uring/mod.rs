@@ -360,7 +360,9 @@ impl<M: Machine, H: Host<M>> Uring<M, H> {
         let _ = unsafe { self.ring.push(&entry) };
         let give_up = monotonic().as_nanos() + CLOSE_NANOS;
         while self.is_used_by_kernel() {
-            if self.follow_changes().is_err() || monotonic().as_nanos() > give_up {
+            // The datagrams of a refused run are queued again, and hold their socket until they left.
+            let is_lost = self.flush().is_err() || self.follow_changes().is_err();
+            if is_lost || monotonic().as_nanos() > give_up {
                 // Never seen; memory the kernel may write to must not be used again.
                 std::mem::forget(self);
                 return;
