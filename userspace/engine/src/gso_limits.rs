@@ -3,6 +3,9 @@
 //! A path may carry smaller datagrams only (`EINVAL`, `EMSGSIZE`: the refused length counts), or a
 //! device cannot compute checksums (`EIO`: every length counts). What was learned is forgotten after
 //! [`REMEMBERED`], because routes and devices change.
+//!
+//! The other way round, a destination that took a run is expected to take the next one of that
+//! length, so that nobody has to wait for the kernel's answer.
 
 use std::time::Duration;
 
@@ -27,6 +30,8 @@ struct Limit {
 #[derive(Default)]
 pub(crate) struct GsoLimits {
     places: Vec<Option<Limit>>,
+    /// Destinations that took a run, and its datagrams' length.
+    taken: Vec<Option<(Name, u16)>>,
 }
 
 impl GsoLimits {
@@ -40,10 +45,27 @@ impl GsoLimits {
         })
     }
 
+    /// Whether a run of datagrams of `bytes` to `name` was taken, and none refused since.
+    pub(crate) fn is_proven(&self, name: &Name, bytes: u16) -> bool {
+        !self.taken.is_empty()
+            && self.taken[place(name)].is_some_and(|(of, taken)| of == *name && bytes <= taken)
+    }
+
+    /// Remembers that a run of datagrams of `bytes` to `name` was taken.
+    pub(crate) fn prove(&mut self, name: &Name, bytes: u16) {
+        if self.taken.is_empty() {
+            self.taken = vec![None; PLACES];
+        }
+        self.taken[place(name)] = Some((*name, bytes));
+    }
+
     /// Remembers that runs of datagrams of `bytes` to `name` were refused with `errno`.
     pub(crate) fn learn(&mut self, now: Timestamp, name: &Name, bytes: u16, errno: i32) {
         if self.places.is_empty() {
             self.places = vec![None; PLACES];
+        }
+        if let Some(taken) = self.taken.get_mut(place(name)) {
+            *taken = None;
         }
         let place = &mut self.places[place(name)];
         let known = place.filter(|limit| limit.name == *name && now < limit.until);
@@ -58,10 +80,12 @@ impl GsoLimits {
 }
 
 fn place(name: &Name) -> usize {
-    let mixed = name.bytes().iter().fold(0u32, |hash, &byte| {
-        (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
+    let (words, _) = name.bytes().as_chunks::<4>();
+    let mixed = words.iter().fold(0u64, |hash, &word| {
+        (hash.rotate_left(5) ^ u64::from(u32::from_ne_bytes(word)))
+            .wrapping_mul(0x9e37_79b9_7f4a_7c15)
     });
-    (mixed >> 16) as usize % PLACES
+    (mixed >> 56) as usize % PLACES
 }
 
 #[cfg(test)]
@@ -82,6 +106,19 @@ mod tests {
         assert!(limits.forbids(now, &name("192.0.2.1:9"), 1401));
         assert!(!limits.forbids(now, &name("192.0.2.1:9"), 1399));
         assert!(!limits.forbids(now, &name("192.0.2.1:10"), 1400));
+    }
+
+    #[test]
+    fn a_taken_run_proves_its_destination_for_that_length_until_one_is_refused() {
+        let mut limits = GsoLimits::default();
+        assert!(!limits.is_proven(&name("192.0.2.1:9"), 1200));
+        limits.prove(&name("192.0.2.1:9"), 1200);
+        assert!(limits.is_proven(&name("192.0.2.1:9"), 1200));
+        assert!(!limits.is_proven(&name("192.0.2.1:9"), 1201));
+        assert!(!limits.is_proven(&name("192.0.2.1:10"), 1200));
+        let now = Timestamp::from_nanos(5);
+        limits.learn(now, &name("192.0.2.1:9"), 1200, libc::EMSGSIZE);
+        assert!(!limits.is_proven(&name("192.0.2.1:9"), 1200));
     }
 
     #[test]

@@ -91,6 +91,8 @@ pub(crate) struct Message {
     pub(crate) plain: Option<libc::iovec>,
     pub(crate) name: *const u8,
     pub(crate) name_bytes: u32,
+    /// Its answer may put datagrams into the queue again: it is to be taken before a sleep.
+    pub(crate) is_awaited: bool,
 }
 
 /// The queue between a machine and the kernel.
@@ -127,6 +129,8 @@ struct SendSlot {
     segments: u16,
     iovecs: u16,
     open: bool,
+    /// Its answer is to be taken before a sleep.
+    is_awaited: bool,
     /// Datagrams of a refused run that were sent again one by one; `NONE` before a refusal.
     resent: u16,
     /// Behind the last byte of the last datagram in its buffer.
@@ -366,6 +370,8 @@ impl Outbox {
             control.segment_bytes(slot.segment_bytes);
         }
         let control_bytes = control.len();
+        slot.is_awaited = slot.resent != NONE
+            || slot.segments > 1 && !self.limits.is_proven(&slot.name, slot.segment_bytes);
         slot.header.msg_name = slot.name.as_ptr().cast_mut().cast();
         slot.header.msg_namelen = slot.name.len();
         slot.header.msg_iov = first;
@@ -382,6 +388,7 @@ impl Outbox {
                 .then_some(slot.single),
             name: slot.name.as_ptr(),
             name_bytes: slot.name.len(),
+            is_awaited: slot.is_awaited,
         }
     }
 
@@ -406,6 +413,9 @@ impl Outbox {
             return None;
         }
         if slot.resent == NONE {
+            if slot.is_awaited && result >= 0 {
+                self.limits.prove(&slot.name, slot.segment_bytes);
+            }
             count_result(counters, result, u64::from(slot.segments));
         } else {
             count_result(counters, result, 1);
@@ -637,6 +647,7 @@ impl SendSlot {
             segments: 0,
             iovecs: 0,
             open: false,
+            is_awaited: false,
             resent: NONE,
             end: std::ptr::null_mut(),
             control: ControlBytes([0; SEND_CONTROL_BYTES]),

@@ -291,6 +291,27 @@ fn eight_requests() -> Vec<Vec<u8>> {
 }
 
 #[test]
+fn a_refused_run_is_sent_again_without_waiting_for_anything_else() {
+    for driver in DRIVERS {
+        let engine = start(config(driver, &["127.0.0.1:0"]));
+        forbid_runs(engine.listeners()[0]);
+        let counters = counters(&engine);
+        // What arrives in pieces leaves in pieces, and then there may have been no run.
+        eventually("a run was refused", || {
+            let client = client(engine.listeners()[0]);
+            let requests = eight_requests();
+            send_run(&client, &requests);
+            // Those of another round may overtake those of the refused run.
+            let mut answers: Vec<_> = requests.iter().map(|_| receive(&client)).collect();
+            answers.sort_unstable();
+            assert_eq!(answers, requests);
+            counters.value(Counter::GsoFallbacks) > 0
+        });
+        assert_eq!(drops(&counters), []);
+    }
+}
+
+#[test]
 fn shutdown_does_not_wait_for_a_refused_run() {
     for driver in DRIVERS {
         let engine = start(config(driver, &["127.0.0.1:0"]));

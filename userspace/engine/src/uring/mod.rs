@@ -73,6 +73,8 @@ pub(crate) struct Uring<M: Machine, H> {
     sending: u32,
     /// Completions the kernel has ever dropped.
     overflows: u32,
+    /// One of those sent in this round may be refused, and has to be sent again then.
+    awaits_sends: bool,
 }
 
 /// What the kernel reads and writes besides datagrams.
@@ -119,6 +121,7 @@ impl<M: Machine, H: Host<M>> Uring<M, H> {
             received: 0,
             sending: 0,
             overflows: 0,
+            awaits_sends: false,
         };
         uring.arm_bell()?;
         uring.follow_changes()?;
@@ -150,6 +153,7 @@ impl<M: Machine, H: Host<M>> Uring<M, H> {
         self.big.refill(&mut self.shard.buffers);
         self.quieten()?;
         self.begin_again()?;
+        busy |= std::mem::take(&mut self.awaits_sends);
         if busy || self.is_due() {
             return self.ring.enter(0);
         }
@@ -246,6 +250,7 @@ impl<M: Machine, H: Host<M>> Uring<M, H> {
             // its completion is dispatched.
             unsafe { self.ring.push(&entry) }?;
             self.sending += 1;
+            self.awaits_sends |= message.is_awaited;
         }
         self.messages = messages;
         Ok(())
