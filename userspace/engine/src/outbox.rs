@@ -133,8 +133,6 @@ struct SendSlot {
     is_awaited: bool,
     /// Datagrams of a refused run that were sent again one by one; `NONE` before a refusal.
     resent: u16,
-    /// Behind the last byte of the last datagram in its buffer.
-    end: *mut u8,
     control: ControlBytes,
     /// The datagram being sent again.
     pieces: [libc::iovec; 3],
@@ -255,12 +253,13 @@ impl Outbox {
         if !fits {
             return None;
         }
-        let parts = Parts::behind(transmit, place, slot.end);
+        let last = match slot.block {
+            NONE => &mut slot.single,
+            block => &mut self.blocks[usize::from(block)].iovecs[usize::from(slot.iovecs) - 1],
+        };
+        let end = last.iov_base.cast::<u8>().wrapping_add(last.iov_len);
+        let parts = Parts::behind(transmit, place, end);
         if parts.joins {
-            let last = match slot.block {
-                NONE => &mut slot.single,
-                block => &mut self.blocks[usize::from(block)].iovecs[usize::from(slot.iovecs) - 1],
-            };
             last.iov_len += parts.iovecs[0].iov_len;
         } else {
             if !slot.move_to_block(&mut self.free_blocks, &mut self.blocks) {
@@ -273,7 +272,6 @@ impl Outbox {
             slot.iovecs += parts.count as u16;
             block.hold(place.buffer, buffers);
         }
-        slot.end = parts.end;
         slot.segments += 1;
         slot.total_bytes += bytes;
         slot.open = bytes == segment;
@@ -308,7 +306,6 @@ impl Outbox {
         slot.block = NONE;
         slot.iovecs = parts.count as u16;
         slot.single = parts.iovecs[0];
-        slot.end = parts.end;
         if parts.count > 1 {
             slot.block = self.free_blocks.pop().expect("one was free above");
             let block = &mut self.blocks[usize::from(slot.block)];
@@ -524,8 +521,8 @@ impl Parts {
         }
     }
 
-    /// The parts of a datagram behind others that end at `end`: joined to them where only free bytes
-    /// lie between.
+    /// The parts of a datagram behind others whose last piece ends at `end`: joined to it where only
+    /// free bytes lie between.
     fn behind(transmit: &Transmit, place: Place, end: *mut u8) -> Self {
         let (start, room) = checked(transmit, &place);
         let prefix = transmit.prefix.as_bytes().len();
@@ -649,7 +646,6 @@ impl SendSlot {
             open: false,
             is_awaited: false,
             resent: NONE,
-            end: std::ptr::null_mut(),
             control: ControlBytes([0; SEND_CONTROL_BYTES]),
             pieces: [EMPTY_IOVEC; 3],
         }

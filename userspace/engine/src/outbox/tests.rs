@@ -273,6 +273,39 @@ fn merged_datagrams_for_different_destinations_do_not_overwrite_each_other() {
 }
 
 #[test]
+fn a_datagram_behind_padding_that_had_no_room_is_a_piece_of_its_own() {
+    let mut fixture = Fixture::new();
+    let buffer = fixture.buffers.take_released(Class::Big).unwrap();
+    fixture.buffers.hold_first(buffer);
+    let lent = fixture.buffers.kernel_area(buffer);
+    // SAFETY: big buffers are longer.
+    unsafe { std::ptr::write_bytes(lent, 7, 16) };
+    let place = |begin: usize, room_before| Place {
+        lent: lent.wrapping_add(begin),
+        room_before,
+        end_of_room: 8,
+        buffer,
+        following: 1,
+    };
+    let mut padded = transmit("192.0.2.1:1", b"head", 0..8);
+    padded.padding = 2;
+    let (outbox, buffers) = (&mut fixture.outbox, &mut fixture.buffers);
+    outbox
+        .push(NOW, EGRESS, &padded, place(0, 0), buffers)
+        .unwrap();
+    let bare = transmit("192.0.2.1:1", b"", 0..8);
+    outbox
+        .push(NOW, EGRESS, &bare, place(8, 0), buffers)
+        .unwrap();
+    fixture.buffers.release(buffer);
+    let messages = fixture.messages();
+    let [(_, bytes, Some(14), 4)] = &messages[..] else {
+        panic!("{messages:?}")
+    };
+    assert_eq!(*bytes, [&b"head"[..], &[7; 8], &[0; 2], &[7; 8]].concat());
+}
+
+#[test]
 fn long_prefixes_that_differ_are_gathered_where_there_is_no_room() {
     let mut fixture = Fixture::new();
     let datagrams: Vec<_> = (0..30u8).map(|index| vec![index; 100]).collect();
