@@ -333,14 +333,12 @@ impl PeerPolicy {
         let relayed = own
             .relay_address
             .is_some_and(|index| shared.is_live(usize::from(index), peer.port()));
-        relayed || (own.opened && !self.is_listening(peer))
+        relayed || (own.opened && !self.is_listening_port(peer.port()))
     }
 
-    fn is_listening(&self, peer: SocketAddr) -> bool {
-        self.listeners.iter().any(|listener| {
-            listener.port() == peer.port()
-                && (listener.ip() == peer.ip() || listener.ip().is_unspecified())
-        })
+    /// Listening ports are closed at every own address: a public one may lead to any of them.
+    fn is_listening_port(&self, port: u16) -> bool {
+        self.listeners.iter().any(|listener| listener.port() == port)
     }
 }
 

@@ -323,6 +323,22 @@ fn allow_opens_an_own_address_only_by_its_very_name_and_never_a_listening_port()
 }
 
 #[test]
+fn allow_never_opens_a_listening_port_by_the_public_side_of_its_address() {
+    let mut config = config(&["198.41.0.5"], &[]);
+    config.listeners = vec!["10.0.0.4:3478".parse().unwrap()];
+    let (policy, shared) = (PeerPolicy::new(&config), RelayShared::new(&config));
+    let Verdict::Own(own) = policy.judge(ip("198.41.0.5")) else {
+        panic!("it is an own address")
+    };
+    let open = |port| {
+        let peer = SocketAddr::new(ip("198.41.0.5"), port);
+        policy.is_own_port_open(own, peer, &shared)
+    };
+    assert!(open(7000));
+    assert!(!open(3478), "it would arrive at 10.0.0.4:3478");
+}
+
+#[test]
 fn a_carried_own_address_is_denied_whatever_its_port() {
     let policy = policy(&["198.41.0.9"], &[]);
     assert_eq!(
