@@ -1,13 +1,14 @@
 //! Which peers a relay may be made to talk to.
 //!
-//! Every peer address passes through [`PeerPolicy::judge`] and nothing else. It first finds the
+//! Every peer address passes through [`PeerPolicy::judge_from`] and nothing else. It first finds the
 //! IPv4 addresses that an IPv6 address carries (IPv4-mapped and -compatible, IPv4-translated, 6to4,
 //! NAT64, Teredo) and judges those too: one denied address inside denies the whole.
 //!
 //! ```text
 //!   never      unspecified, multicast, broadcast, IPv4-mapped/-compatible/-translated   → denied
 //!   deny       a prefix of `deny`                                                       → denied
-//!   own        a relay address of this host     → its relayed ports in use, and nothing else
+//!   own        a relay address of this host     → its relayed ports in use, and nothing else;
+//!              one on the loopback              → the same, for allocations on the loopback
 //!              another address of this host                                             → denied
 //!   allow      a prefix of `allow`                                                      → allowed
 //!   special    every special-use range of the IANA registries, and IPv6 outside 2000::/3 → denied
@@ -178,7 +179,7 @@ pub struct PeerPolicy {
     listeners: Vec<SocketAddr>,
 }
 
-/// What [`PeerPolicy::judge`] says about an address.
+/// What [`PeerPolicy::judge_from`] says about an address.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Verdict {
     /// Every port may be reached.
@@ -273,8 +274,8 @@ impl PeerPolicy {
         })
     }
 
-    /// Judges a peer's address.
-    pub fn judge(&self, address: IpAddr) -> Verdict {
+    /// Judges a peer's address, whoever asks.
+    fn judge(&self, address: IpAddr) -> Verdict {
         if is_never_a_peer(address) {
             return Verdict::Denied(Denial::NoPeer);
         }
@@ -285,6 +286,17 @@ impl PeerPolicy {
             }
         }
         self.judge_one(address)
+    }
+
+    /// Judges a peer's address for an allocation whose relayed port is on `local`.
+    pub fn judge_from(&self, local: IpAddr, peer: IpAddr) -> Verdict {
+        match self.judge(peer) {
+            // What comes from elsewhere would pass for a neighbour there.
+            Verdict::Own(own) if peer.is_loopback() && !local.is_loopback() && !own.opened => {
+                Verdict::Denied(Denial::OwnHost)
+            }
+            verdict => verdict,
+        }
     }
 
     fn judge_one(&self, address: IpAddr) -> Verdict {

@@ -339,6 +339,21 @@ fn allow_never_opens_a_listening_port_by_the_public_side_of_its_address() {
 }
 
 #[test]
+fn a_relayed_address_on_the_loopback_is_a_peer_for_others_of_the_loopback_only() {
+    let mut config = config(&[], &[]);
+    let loopback = RelayAddress::direct(ip("127.0.0.1"));
+    config.relay_addresses.push(loopback);
+    let policy = PeerPolicy::new(&config);
+    let from = |local: &str| policy.judge_from(ip(local), ip("127.0.0.1"));
+    assert!(matches!(from("127.0.0.1"), Verdict::Own(_)));
+    assert_eq!(from("10.0.0.4"), Verdict::Denied(Denial::OwnHost));
+    config.access.allow = vec![prefix("127.0.0.0/8")];
+    let policy = PeerPolicy::new(&config);
+    let opened = policy.judge_from(ip("10.0.0.4"), ip("127.0.0.1"));
+    assert!(matches!(opened, Verdict::Own(_)));
+}
+
+#[test]
 fn a_carried_own_address_is_denied_whatever_its_port() {
     let policy = policy(&["198.41.0.9"], &[]);
     assert_eq!(

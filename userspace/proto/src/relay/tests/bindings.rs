@@ -1,5 +1,7 @@
+use std::sync::Arc;
+
 use super::lab::*;
-use crate::relay::{DropReason, RelayAddress};
+use crate::relay::{DropReason, RelayAddress, RelayEvent};
 use crate::wire::{AttributeType, Class, MessageType, Method};
 
 fn lab() -> Lab {
@@ -206,6 +208,26 @@ fn own_addresses_are_reached_at_relayed_ports_in_use_only() {
             .is_none()
     );
     assert_eq!(lab.drops(DropReason::OwnAddress), 1);
+}
+
+#[test]
+fn the_loopback_is_no_peer_although_it_is_a_relay_address_too() {
+    let mut config = config();
+    let loopback = RelayAddress::direct([127, 0, 0, 1].into());
+    config.relay_addresses.push(loopback);
+    let mut lab = Lab::new(config.clone());
+    lab.allocate(CLIENT);
+    assert_eq!(lab.permit(CLIENT, &["127.0.0.1:80"]), 403);
+    assert_eq!(lab.bind(CLIENT, 0x4000, "127.0.0.1:50000"), 403);
+    config.access.allow = vec!["127.0.0.0/8".parse().unwrap()];
+    lab.event(RelayEvent::Reconfigured(Arc::new(config.clone())));
+    assert_eq!(lab.permit(CLIENT, &["127.0.0.1:80"]), 0);
+    let send = send_indication("127.0.0.1:80", b"x");
+    assert!(lab.client_sends(CLIENT, &send).is_some());
+    config.access.allow.clear();
+    lab.event(RelayEvent::Reconfigured(Arc::new(config)));
+    assert!(lab.client_sends(CLIENT, &send).is_none());
+    assert_eq!(lab.drops(DropReason::NoPermissionToPeer), 1);
 }
 
 #[test]

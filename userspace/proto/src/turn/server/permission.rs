@@ -77,7 +77,8 @@ impl Relay {
             return Err(Code::PEER_ADDRESS_FAMILY_MISMATCH);
         }
         // RFC 8656 §10.2: "The server MAY impose restrictions on the IP address …: 403 (Forbidden)".
-        match self.policy.judge(ip) {
+        let local = self.config.relay_addresses[usize::from(allocation.address)].local;
+        match self.policy.judge_from(local, ip) {
             Verdict::Allowed => Ok(None),
             Verdict::Own(own) => Ok(Some(own)),
             Verdict::Denied(_) => Err(Code::FORBIDDEN),
@@ -119,7 +120,8 @@ impl Relay {
             }
         }
         let policy = &self.policy;
-        let judge = |ip: CompactIp| match policy.judge(ip.ip()) {
+        let local = self.config.relay_addresses[usize::from(allocation.address)].local;
+        let judge = |ip: CompactIp| match policy.judge_from(local, ip.ip()) {
             Verdict::Allowed => Some(None),
             Verdict::Own(own) => Some(Some(own)),
             Verdict::Denied(_) => None,
