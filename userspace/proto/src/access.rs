@@ -350,7 +350,9 @@ impl PeerPolicy {
 
     /// Listening ports are closed at every own address: a public one may lead to any of them.
     fn is_listening_port(&self, port: u16) -> bool {
-        self.listeners.iter().any(|listener| listener.port() == port)
+        self.listeners
+            .iter()
+            .any(|listener| listener.port() == port)
     }
 }
 

@@ -349,6 +349,8 @@ fn contradicting_wishes_are_a_bad_request() {
         vec![udp(), token, both.clone()],
         vec![udp(), both.clone(), family(Family::V6)],
         vec![udp(), both, even(true)],
+        vec![udp(), raw(&AdditionalAddressFamily(Family::V4))],
+        vec![udp(), (AttributeType::ADDITIONAL_ADDRESS_FAMILY, vec![2])],
     ] {
         assert_eq!(
             code(&lab.request(CLIENT, Method::ALLOCATE, &attributes)),

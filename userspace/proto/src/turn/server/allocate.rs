@@ -24,10 +24,10 @@ use crate::relay::{
     RelayCommand, RelayLimits, Request, RequestKind, Reservation, Traffic,
 };
 use crate::wire::attribute::{
-    AddressErrorCode, EvenPort, Family, Lifetime, RequestedAddressFamily, RequestedTransport,
-    ReservationToken, ValueError, XorMappedAddress, XorRelayedAddress,
+    AdditionalAddressFamily, AddressErrorCode, EvenPort, Family, Lifetime, RequestedAddressFamily,
+    RequestedTransport, ReservationToken, ValueError, XorMappedAddress, XorRelayedAddress,
 };
-use crate::wire::{AttributeType, Code, Message};
+use crate::wire::{Code, Message};
 
 /// How many ports are tried where somebody else holds them.
 const PORT_TRIES: u8 = 8;
@@ -398,7 +398,12 @@ fn read_wish(message: &Message<'_>, limits: &RelayLimits) -> Result<Wish, Code> 
     let lifetime = granted_lifetime(message, limits)?.unwrap_or(limits.default_lifetime);
     let even = message.get::<EvenPort>().map_err(bad)?;
     let token = message.get::<ReservationToken>().map_err(bad)?;
-    let second_family = message.contains(AttributeType::ADDITIONAL_ADDRESS_FAMILY);
+    // RFC 8656 §7.2: ADDITIONAL-ADDRESS-FAMILY asks for IPv6 beside IPv4; IPv4 in it is a 400.
+    let second_family = match message.get::<AdditionalAddressFamily>().map_err(bad)? {
+        None => false,
+        Some(AdditionalAddressFamily(Family::V6)) => true,
+        Some(AdditionalAddressFamily(Family::V4)) => return Err(Code::BAD_REQUEST),
+    };
     let family = match message.get::<RequestedAddressFamily>() {
         Ok(family) => family.map(|family| family.0),
         Err(ValueError::Family { .. }) => return Err(Code::ADDRESS_FAMILY_NOT_SUPPORTED),
