@@ -301,6 +301,17 @@ fn token_is_good_on_every_shard_and_its_port_returns_to_the_shard_it_is_from() {
 }
 
 #[test]
+fn a_pair_whose_even_port_somebody_else_holds_is_given_back_whole() {
+    let mut lab = lab();
+    lab.shell = Shell::Fails(PortError::InUse);
+    let answer = lab.request(CLIENT, Method::ALLOCATE, &[udp(), even(true)]);
+    assert_eq!(code(&answer), 508);
+    assert_eq!(lab.relay.counters.ports_in_use.value(), 0);
+    lab.secs(60);
+    assert_eq!(lab.relay.counters.ports_in_use.value(), 0);
+}
+
+#[test]
 fn reserved_port_that_somebody_else_took_is_refused_and_not_replaced() {
     let mut lab = lab();
     let first = lab.request(CLIENT, Method::ALLOCATE, &[udp(), even(true)]);

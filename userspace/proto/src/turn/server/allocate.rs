@@ -305,6 +305,10 @@ impl Relay {
             }
         }
         let envelope = Self::allocate_envelope(allocation);
+        // Nobody was told of the port that was reserved with this one.
+        if let Some(token) = allocation.details.token {
+            self.end_reservation(token);
+        }
         self.forget(id);
         self.refuse(&envelope, Code::INSUFFICIENT_CAPACITY.into());
     }
@@ -375,11 +379,16 @@ impl Relay {
     /// Ends the reservations whose time is over.
     pub(crate) fn end_reservations(&mut self, now: Timestamp) {
         while let Some((_, token)) = self.reserved.pop_front_if(|(expires, _)| *expires <= now) {
-            if let Some(unclaimed) = self.shared.end_reservation(token) {
-                self.release_port(unclaimed.address, unclaimed.port);
-            }
+            self.end_reservation(token);
         }
         self.count_allocations();
+    }
+
+    /// Ends a reservation, unless its port was claimed.
+    fn end_reservation(&mut self, token: [u8; 8]) {
+        if let Some(unclaimed) = self.shared.end_reservation(token) {
+            self.release_port(unclaimed.address, unclaimed.port);
+        }
     }
 }
 
