@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use towpath_proto::Timestamp;
 use towpath_proto::machine::ShardId;
@@ -283,12 +284,15 @@ impl Model {
         } else if self.pool_may_be_empty(now, flow, local, even.is_some()) {
             judgement = judgement.or_code(508);
         }
-        if let Some(limit) = self.rules.allocations_per_user {
-            let of_user = |allocation: &&Allocation| allocation.user == user;
-            let has = self.allocations.values().filter(of_user).count() + self.opening.len();
-            if has >= limit {
+        // A reserved port was counted when it was reserved.
+        let limit = self.rules.allocations_per_user;
+        if let Some(limit) = limit.filter(|_| token.is_none()) {
+            let pair = even.is_some_and(|value| value.first().is_some_and(|r| r & 0x80 != 0));
+            let asked = 1 + usize::from(pair);
+            let (least, most) = self.counted_for(now, user);
+            if most + asked > limit {
                 judgement = judgement.or_code(486);
-                judgement.opening = has - self.opening.len() - self.ended(now) < limit;
+                judgement.opening &= least + asked <= limit;
             }
         }
         judgement
@@ -353,6 +357,23 @@ impl Model {
 
     fn shard_of(&self, flow: Flow) -> ShardId {
         shard_of(self.rules.steering_key, flow.client, self.rules.shards)
+    }
+
+    /// How many ports a user has at least and at most: those of allocations, and reserved ones.
+    fn counted_for(&self, now: Timestamp, user: &str) -> (usize, usize) {
+        let of_user = |allocation: &&Allocation| allocation.user == user;
+        let made = self.allocations.values().filter(of_user).count();
+        let reserved = |longest: Duration| {
+            let kept = |reservation: &&Reservation| {
+                reservation.user == user && now.saturating_since(reservation.made) < longest
+            };
+            self.reservations.values().filter(kept).count()
+        };
+        let least = made.saturating_sub(self.ended(now)) + reserved(RESERVATION_LIFETIME);
+        // An allocation that is being made may have reserved a port as well.
+        let making = 2 * self.opening.len();
+        let most = made + making + reserved(LONGEST_RESERVATION + self.rules.slack);
+        (least, most)
     }
 
     /// Allocations whose end the relay need not have noticed.

@@ -179,7 +179,8 @@ impl RelayAddress {
 pub struct RelayLimits {
     /// Allocations of one shard.
     pub max_allocations: u32,
-    /// Allocations of one user over all shards; `None` for no limit.
+    /// Allocations of one user over all shards, ports that wait reserved for another one included;
+    /// `None` for no limit.
     pub allocations_per_user: Option<u32>,
     /// Permissions of one allocation.
     pub max_permissions: u16,

@@ -8,8 +8,8 @@ use super::config::RelayConfig;
 use crate::Timestamp;
 use crate::machine::ShardId;
 
-/// Which relayed ports are in use, over all shards, how many allocations each user has, and the
-/// ports that EVEN-PORT reserved.
+/// Which relayed ports are in use, over all shards, how many ports each user has, and those that
+/// EVEN-PORT reserved.
 ///
 /// The packet path only reads the port bits. The rest is behind locks that are taken when an
 /// allocation is made or ends, and only where a limit per user or a reservation is concerned.
@@ -28,6 +28,8 @@ pub(crate) struct Reservation {
     pub(crate) address: u8,
     pub(crate) port: u16,
     pub(crate) user: Arc<str>,
+    /// Whether it counts as one of the user's allocations, for a limit on them.
+    pub(crate) counted_for_user: bool,
     pub(crate) expires: Timestamp,
 }
 
@@ -74,23 +76,25 @@ impl RelayShared {
         }
     }
 
-    /// Counts one more allocation of `user`, unless it has `limit` already.
-    pub(crate) fn charge_user(&self, user: &Arc<str>, limit: u32) -> bool {
+    /// Counts `count` more ports of `user`, or none where there would be more than `limit`.
+    pub(crate) fn charge_user(&self, user: &Arc<str>, count: u32, limit: u32) -> bool {
         let mut users = lock(&self.users);
-        let count = users.entry(Arc::clone(user)).or_insert(0);
-        let granted = *count < limit;
-        *count += u32::from(granted);
+        let charged = users.get(user).copied().unwrap_or(0).saturating_add(count);
+        let granted = charged <= limit;
+        if granted {
+            users.insert(Arc::clone(user), charged);
+        }
         granted
     }
 
-    /// Takes back one [`charge_user`](Self::charge_user).
-    pub(crate) fn release_user(&self, user: &Arc<str>) {
+    /// Takes back what [`charge_user`](Self::charge_user) counted, or a part of it.
+    pub(crate) fn release_user(&self, user: &Arc<str>, count: u32) {
         let mut users = lock(&self.users);
-        let Some(count) = users.get_mut(user) else {
+        let Some(charged) = users.get_mut(user) else {
             return;
         };
-        *count = count.saturating_sub(1);
-        if *count == 0 {
+        *charged = charged.saturating_sub(count);
+        if *charged == 0 {
             users.remove(user);
         }
     }

@@ -442,6 +442,48 @@ fn limit_of_allocations_is_refused_with_508_and_of_one_user_with_486() {
 }
 
 #[test]
+fn a_reserved_port_counts_for_its_user_until_it_is_claimed_or_free() {
+    let mut config = config();
+    config.limits.allocations_per_user = Some(3);
+    let mut lab = Lab::new(config);
+    let client = |n: u16| format!("198.18.0.1:{n}");
+    let pair = [udp(), even(true)];
+    let first = lab.request(&client(1), Method::ALLOCATE, &pair);
+    assert_eq!(code(&first), 0);
+    assert_eq!(
+        code(&lab.request(&client(2), Method::ALLOCATE, &pair)),
+        486,
+        "two ports are in use and two more are too many"
+    );
+    assert_eq!(lab.relay.counters.ports_in_use.value(), 2);
+    lab.allocate(&client(2));
+    let claim = [udp(), raw(&token(&first).unwrap())];
+    let second = lab.request(&client(3), Method::ALLOCATE, &claim);
+    assert_eq!(code(&second), 0, "it was counted when it was reserved");
+    assert_eq!(
+        code(&lab.request(&client(4), Method::ALLOCATE, &[udp()])),
+        486
+    );
+    for n in [1, 2, 3] {
+        lab.request(&client(n), Method::REFRESH, &[lifetime(0)]);
+    }
+    lab.request(&client(1), Method::ALLOCATE, &pair);
+    lab.request(&client(1), Method::REFRESH, &[lifetime(0)]);
+    lab.request(&client(1), Method::ALLOCATE, &pair);
+    assert_eq!(
+        code(&lab.request(&client(2), Method::ALLOCATE, &[udp()])),
+        486
+    );
+    lab.secs(30);
+    lab.allocate(&client(2));
+    lab.allocate(&client(3));
+    assert_eq!(
+        code(&lab.request(&client(4), Method::ALLOCATE, &[udp()])),
+        486
+    );
+}
+
+#[test]
 fn draining_refuses_new_allocations_while_others_go_on() {
     let mut lab = lab();
     lab.allocate(CLIENT);

@@ -57,6 +57,7 @@ struct TakenPort {
     address: u8,
     port: u16,
     token: Option<[u8; 8]>,
+    counted_for_user: bool,
 }
 
 impl Relay {
@@ -125,18 +126,7 @@ impl Relay {
             return Err(Code::INSUFFICIENT_CAPACITY.into());
         }
         let user = sender.user.name();
-        let counted_for_user = match self.config.limits.allocations_per_user {
-            None => false,
-            Some(limit) if self.shared.charge_user(user, limit) => true,
-            Some(_) => return Err(Code::ALLOCATION_QUOTA_REACHED.into()),
-        };
-        let taken = self
-            .take_port(now, &wish, request.from, user)
-            .inspect_err(|_| {
-                if counted_for_user {
-                    self.shared.release_user(user);
-                }
-            })?;
+        let taken = self.take_port(now, &wish, request.from, user)?;
         // Another port would not be the one that was reserved.
         let reserved = matches!(wish.port, PortWish::Reserved(_));
         let tries_left = if reserved { 0 } else { PORT_TRIES };
@@ -156,7 +146,7 @@ impl Relay {
                 user: sender.user,
                 transaction: request.message.transaction_id(),
                 fingerprint: request.message.has_fingerprint(),
-                counted_for_user,
+                counted_for_user: taken.counted_for_user,
                 family: Family::of(self.config.relay_addresses[usize::from(taken.address)].local),
                 even: matches!(wish.port, PortWish::Even { .. }),
                 no_second_family: wish.second_family,
@@ -176,20 +166,49 @@ impl Relay {
         from: Endpoint,
         user: &Arc<str>,
     ) -> Result<TakenPort, Code> {
-        if let PortWish::Reserved(token) = wish.port {
-            // RFC 8656 §7.2: a token that is "not valid (e.g., no longer available)" is refused with
-            // 508.
-            let reserved = self
-                .shared
-                .claim(token, user, now)
-                .ok_or(Code::INSUFFICIENT_CAPACITY)?;
-            return Ok(TakenPort {
-                address: reserved.address,
-                port: reserved.port,
-                token: None,
-            });
-        }
+        let reserve_next = match wish.port {
+            PortWish::Any => false,
+            PortWish::Even { reserve_next } => reserve_next,
+            PortWish::Reserved(token) => {
+                // RFC 8656 §7.2: a token that is "not valid (e.g., no longer available)" is refused
+                // with 508. Its port was counted for the user when it was reserved.
+                let reserved = self
+                    .shared
+                    .claim(token, user, now)
+                    .ok_or(Code::INSUFFICIENT_CAPACITY)?;
+                return Ok(TakenPort {
+                    address: reserved.address,
+                    port: reserved.port,
+                    token: None,
+                    counted_for_user: reserved.counted_for_user,
+                });
+            }
+        };
+        let count = 1 + u32::from(reserve_next);
+        let counted_for_user = match self.config.limits.allocations_per_user {
+            None => false,
+            Some(limit) if self.shared.charge_user(user, count, limit) => true,
+            Some(_) => return Err(Code::ALLOCATION_QUOTA_REACHED),
+        };
         self.collect_returned_ports();
+        let taken = self.take_free_port(wish, from).and_then(|(address, port)| {
+            let token = reserve_next
+                .then(|| self.reserve_next(now, address, port, user, counted_for_user))
+                .transpose()?;
+            Ok(TakenPort {
+                address,
+                port,
+                token,
+                counted_for_user,
+            })
+        });
+        if taken.is_err() && counted_for_user {
+            self.shared.release_user(user, count);
+        }
+        taken
+    }
+
+    fn take_free_port(&mut self, wish: &Wish, from: Endpoint) -> Result<(u8, u16), Code> {
         let address = self.relay_address(wish.family, from)?;
         let pool = &mut self.pools[usize::from(address)];
         let port = match wish.port {
@@ -197,14 +216,19 @@ impl Relay {
             PortWish::Even { reserve_next } => pool.take_even(&mut self.rng, reserve_next),
             PortWish::Reserved(_) => None,
         };
-        let port = port.ok_or(Code::INSUFFICIENT_CAPACITY)?;
-        if !matches!(wish.port, PortWish::Even { reserve_next: true }) {
-            return Ok(TakenPort {
-                address,
-                port,
-                token: None,
-            });
-        }
+        Ok((address, port.ok_or(Code::INSUFFICIENT_CAPACITY)?))
+    }
+
+    /// Keeps the port above `port`, which was taken with it, under a token; gives both back where
+    /// there are too many reservations.
+    fn reserve_next(
+        &mut self,
+        now: Timestamp,
+        address: u8,
+        port: u16,
+        user: &Arc<str>,
+        counted_for_user: bool,
+    ) -> Result<[u8; 8], Code> {
         let mut token = [0; 8];
         self.rng.fill_bytes(&mut token);
         let expires = now + RESERVATION_LIFETIME;
@@ -212,6 +236,7 @@ impl Relay {
             address,
             port: port | 1,
             user: Arc::clone(user),
+            counted_for_user,
             expires,
         };
         if !self.shared.reserve(token, reservation) {
@@ -220,11 +245,7 @@ impl Relay {
             return Err(Code::INSUFFICIENT_CAPACITY);
         }
         self.reserved.push_back((expires, token));
-        Ok(TakenPort {
-            address,
-            port,
-            token: Some(token),
-        })
+        Ok(token)
     }
 
     /// The relay address a request gets: the one it came to, else the first of the family.
@@ -388,6 +409,9 @@ impl Relay {
     fn end_reservation(&mut self, token: [u8; 8]) {
         if let Some(unclaimed) = self.shared.end_reservation(token) {
             self.release_port(unclaimed.address, unclaimed.port);
+            if unclaimed.counted_for_user {
+                self.shared.release_user(&unclaimed.user, 1);
+            }
         }
     }
 }

@@ -42,7 +42,7 @@ impl Relay {
             self.timers.cancel(timer);
         }
         if allocation.details.counted_for_user {
-            self.shared.release_user(allocation.details.user.name());
+            self.shared.release_user(allocation.details.user.name(), 1);
         }
         self.release_port(allocation.address, allocation.port);
         self.count_allocations();
