@@ -378,14 +378,15 @@ fn listen(
                 error,
             };
             let bytes = config.listener_receive_bytes;
-            let socket = patiently(|| open_listener(address, shards > 1, bytes)).map_err(failed)?;
+            let socket = patiently(|| open_listener(address, index > 0, bytes)).map_err(failed)?;
             if index == 0 {
                 let local = socket.local_addr().map_err(failed)?.as_socket();
                 address = local.unwrap_or(address);
                 bound.push(address);
-                if shards > 1 {
-                    report.steering(steering.attach(socket.as_raw_fd(), address.is_ipv6()));
-                }
+                socket.set_reuse_port(shards > 1).map_err(failed)?;
+            } else if index == 1 {
+                // The second one makes them a group.
+                report.steering(steering.attach(socket.as_raw_fd(), address.is_ipv6()));
             }
             of_shard.push(socket.into());
         }

@@ -9,10 +9,11 @@ use socket2::{Domain, Protocol, Type};
 use crate::OpenError;
 use crate::address::Name;
 
-/// Opens a listening socket. With `shared`, further sockets may be bound to the same address.
+/// Opens a listening socket. One that does not join others has to be the first at its address; when
+/// it allows sharing only then, those that join it are a group of this process in a known order.
 pub(crate) fn open_listener(
     address: SocketAddr,
-    shared: bool,
+    joins: bool,
     receive_bytes: usize,
 ) -> io::Result<socket2::Socket> {
     let kind = Type::DGRAM.nonblocking().cloexec();
@@ -20,7 +21,7 @@ pub(crate) fn open_listener(
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }
-    if shared {
+    if joins {
         socket.set_reuse_port(true)?;
     }
     let fd = socket.as_raw_fd();

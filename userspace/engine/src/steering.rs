@@ -210,14 +210,15 @@ mod tests {
     /// Sends from many sources to a reuseport group and checks who got what.
     fn kernel_agrees(local: SocketAddr, sources: impl Iterator<Item = IpAddr>) {
         let steering = Steering::new(KEY, 3);
-        let first = open_listener(local, true, 1 << 20).unwrap();
+        let first = open_listener(local, false, 1 << 20).unwrap();
+        first.set_reuse_port(true).unwrap();
         let target = first.local_addr().unwrap().as_socket().unwrap();
         let mut group = vec![first];
         for _ in 1..3 {
             group.push(open_listener(target, true, 1 << 20).unwrap());
         }
         steering
-            .attach(group[0].as_raw_fd(), local.is_ipv6())
+            .attach(group[1].as_raw_fd(), local.is_ipv6())
             .unwrap();
         let mut expected = HashMap::new();
         // Kept open, so that no source comes twice.

@@ -351,6 +351,33 @@ fn a_shard_that_panics_is_noticed_and_the_others_go_on() {
 }
 
 #[test]
+fn an_address_that_somebody_shares_is_in_use_whatever_the_number_of_shards() {
+    let kind = socket2::Type::DGRAM;
+    let other = socket2::Socket::new(socket2::Domain::IPV4, kind, None).unwrap();
+    other.set_reuse_port(true).unwrap();
+    let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+    other.bind(&any.into()).unwrap();
+    let address = other.local_addr().unwrap().as_socket().unwrap();
+    let start = |shards| {
+        try_start(EngineConfig {
+            shards,
+            ..config(Driver::Epoll, &[&address.to_string()])
+        })
+    };
+    for shards in [1, 3] {
+        let error = start(shards).unwrap_err().to_string();
+        assert!(
+            error.starts_with(&format!("cannot listen on {address}")),
+            "{error}"
+        );
+    }
+    drop(other);
+    let first = start(3).unwrap();
+    assert!(start(3).is_err());
+    drop(first);
+}
+
+#[test]
 fn settings_that_break_a_rule_are_refused_with_the_rule() {
     let refused = |change: &dyn Fn(&mut EngineConfig)| {
         let mut config = config(Driver::Epoll, &["127.0.0.1:0"]);
