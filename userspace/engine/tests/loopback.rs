@@ -113,6 +113,37 @@ fn timeouts_fire_in_order_also_when_an_earlier_one_comes_later() {
 }
 
 #[test]
+fn timeouts_fire_in_a_time_namespace_of_its_own() {
+    const INSIDE: &str = "TOWPATH_ENGINE_TEST_TIME_NAMESPACE";
+    let name = "timeouts_fire_in_a_time_namespace_of_its_own";
+    if std::env::var_os(INSIDE).is_some() {
+        for driver in DRIVERS {
+            let engine = start(config(driver, &["127.0.0.1:0"]));
+            assert_eq!(ask(&client(engine.listeners()[0]), &[b't', 0, 1]), b"t");
+        }
+        return;
+    }
+    let in_namespace = |program: &std::path::Path| {
+        let mut command = std::process::Command::new("unshare");
+        command.args(["--time", "--monotonic", "100000", "--fork"]);
+        command.arg(program).env(INSIDE, "1");
+        command
+    };
+    let tried = in_namespace("true".as_ref()).output();
+    if !tried.is_ok_and(|output| output.status.success()) {
+        skip(
+            name,
+            "cannot make time namespaces as this user or with this kernel",
+        );
+        return;
+    }
+    let status = in_namespace(&std::env::current_exe().unwrap())
+        .args(["--exact", name, "--nocapture", "--test-threads=1"])
+        .status();
+    assert!(status.unwrap().success(), "{name} failed in its namespace");
+}
+
+#[test]
 fn a_burst_of_one_flow_is_sent_as_runs_and_arrives_in_order() {
     for driver in DRIVERS {
         let engine = start(config(driver, &["127.0.0.1:0"]));

@@ -17,7 +17,7 @@ mod ring;
 use std::io;
 use std::os::fd::RawFd;
 
-use io_uring::types::{CancelBuilder, Fd, Fixed, TimeoutFlags, Timespec};
+use io_uring::types::{CancelBuilder, Fd, Fixed, Timespec};
 use io_uring::{cqueue, opcode, squeue};
 use towpath_proto::{Machine, Timestamp};
 
@@ -323,20 +323,19 @@ impl<M: Machine, H: Host<M>> Uring<M, H> {
         if self.timer.is_some_and(|armed| armed <= deadline) {
             return Ok(());
         }
-        let nanos = deadline.as_nanos();
+        // Counted from now: the ring takes a point in time for one of the initial time namespace.
+        let nanos = deadline.as_nanos().saturating_sub(monotonic().as_nanos());
         self.shared.timer = Timespec::new()
             .sec(nanos / 1_000_000_000)
             .nsec((nanos % 1_000_000_000) as u32);
         let timespec = &raw const self.shared.timer;
         let entry = if self.timer.is_some() {
             opcode::TimeoutUpdate::new(Operation::Timer.pack(), timespec)
-                .flags(TimeoutFlags::ABS)
                 .build()
                 .user_data(Operation::TimerUpdate.pack())
         } else {
             self.standing += 1;
             opcode::Timeout::new(timespec)
-                .flags(TimeoutFlags::ABS)
                 .build()
                 .user_data(Operation::Timer.pack())
         };
