@@ -2,7 +2,7 @@
 //! way it is written down, and by no method.
 
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use towpath_net::{
     Driver, Host, Kind, Lab, Probe, Refused, Relayed, Server, ServerOptions, address,
@@ -238,6 +238,28 @@ fn own_ports_are_out_of_reach(kind: Kind, family: Family) {
     assert_eq!(watched.leaked(), 0, "datagrams reached the server itself");
 }
 
+/// An address that the server's machine is given while it serves is its own from then on.
+fn an_address_that_comes_later_is_out_of_reach(kind: Kind) {
+    let mut options = Watched::options();
+    options.allow = vec!["10.77.2.0/24".into()];
+    let Some(watched) = Watched::start(kind, &options) else {
+        return;
+    };
+    let later = address("10.77.2.8");
+    let mut probe = watched.probe(Family::V4);
+    let granted = probe.create_permission(&[later]);
+    assert!(granted.is_ok(), "nobody knows yet: {granted:?}");
+    watched.server.add_address("10.77.2.8/24");
+    let end = Instant::now() + Duration::from_secs(20);
+    while probe.create_permission(&[later]) != Err(Refused(403)) {
+        assert!(Instant::now() < end, "the address is still a peer's");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    probe.send(SocketAddr::new(later, WATCHED), b"forbidden");
+    watched.reaches_its_peer(&mut probe, address("10.77.2.3"));
+    assert_eq!(watched.leaked(), 0, "a datagram reached the server itself");
+}
+
 fn a_denied_prefix_wins_over_an_allowed_one(kind: Kind) {
     let mut options = Watched::options();
     options.allow = vec!["10.77.2.0/24".into()];
@@ -308,6 +330,11 @@ macro_rules! drivers {
             #[test]
             fn own_v6_ports_are_out_of_reach() {
                 own_ports_are_out_of_reach(KIND, Family::V6);
+            }
+
+            #[test]
+            fn an_own_address_that_comes_later_is_out_of_reach() {
+                an_address_that_comes_later_is_out_of_reach(KIND);
             }
 
             #[test]

@@ -12,7 +12,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 /// The machine that a server runs on.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Host {
-    /// Every address of its interfaces, without scope; each once, in the order of the interfaces.
+    /// Every address of its interfaces, as [`addresses`] gives them.
     pub addresses: Vec<IpAddr>,
     /// Cores this process may use.
     pub cores: u16,
@@ -21,20 +21,26 @@ pub struct Host {
 impl Host {
     /// Asks the system.
     pub fn read() -> io::Result<Self> {
-        let mut addresses = Vec::new();
-        for interface in getifaddrs()? {
-            if let Some(address) = interface.address.as_ref().and_then(ip_address)
-                && !addresses.contains(&address)
-            {
-                addresses.push(address);
-            }
-        }
+        let addresses = addresses()?;
         let cores = std::thread::available_parallelism()?.get();
         Ok(Self {
             addresses,
             cores: u16::try_from(cores).unwrap_or(u16::MAX),
         })
     }
+}
+
+/// Every address of the machine's interfaces, without scope; each once, in their order.
+pub fn addresses() -> io::Result<Vec<IpAddr>> {
+    let mut addresses = Vec::new();
+    for interface in getifaddrs()? {
+        if let Some(address) = interface.address.as_ref().and_then(ip_address)
+            && !addresses.contains(&address)
+        {
+            addresses.push(address);
+        }
+    }
+    Ok(addresses)
 }
 
 fn ip_address(address: &SockaddrStorage) -> Option<IpAddr> {

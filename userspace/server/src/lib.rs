@@ -11,6 +11,7 @@ pub mod generated;
 pub mod host;
 pub mod log;
 mod metrics;
+mod own_addresses;
 pub mod plan;
 pub mod server;
 mod shard;

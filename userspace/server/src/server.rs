@@ -20,6 +20,7 @@ use crate::control::{Control, Options, StopSignal};
 use crate::directories::{Directories, KeptSecret};
 use crate::generated::{GeneratedUser, Kept};
 use crate::host::{self, Host};
+use crate::own_addresses::OwnAddresses;
 use crate::plan::{Plan, PlanError};
 use crate::shard::{self, Notices};
 use crate::vitals::{Relayed, ShardVitals, VERSION, Vitals};
@@ -145,7 +146,11 @@ impl Server {
 
     /// Waits for a signal to stop, then stops.
     pub fn run(self) -> Result<StopSignal, ShardEnded> {
+        let mut own = OwnAddresses::new(Arc::clone(&self.vitals.relay), Instant::now());
         let signal = loop {
+            if own.is_due(Instant::now()) {
+                self.follow_addresses(&mut own);
+            }
             match self.stopped.recv_timeout(WATCH_PERIOD) {
                 Ok(signal) => break Ok(signal),
                 Err(RecvTimeoutError::Disconnected) => break Err(ShardEnded),
@@ -158,6 +163,17 @@ impl Server {
         };
         self.stop();
         signal
+    }
+
+    fn follow_addresses(&self, own: &mut OwnAddresses) {
+        match host::addresses() {
+            Ok(addresses) => own.follow(addresses, |shard, event| {
+                let mailbox = self.engine.mailbox(shard);
+                mailbox.is_none_or(|mailbox| mailbox.try_send(event).is_ok())
+            }),
+            // It is asked again soon; what the shards know stays in force.
+            Err(error) => tracing::debug!(%error, "cannot read the addresses of this machine"),
+        }
     }
 
     fn stop(self) {
