@@ -5,10 +5,11 @@
 mod switchboard;
 
 use std::net::{SocketAddr, UdpSocket};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use switchboard::*;
-use towpath_engine::{Counter, Driver, EngineConfig};
+use towpath_engine::{Counter, Driver, EngineConfig, StartError};
 
 fn descriptors() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
@@ -135,6 +136,37 @@ fn without_descriptors_ports_are_refused_and_everything_else_goes_on() {
                     open(&client, "127.0.0.1:0").is_ok()
                 });
                 assert!(counters(&engine).value(Counter::PortsNoDescriptors) >= 1);
+            }
+        },
+    );
+}
+
+#[test]
+fn shards_that_start_after_another_failed_end_without_a_panic() {
+    static PANICKED: AtomicBool = AtomicBool::new(false);
+    in_a_process_of_its_own(
+        "shards_that_start_after_another_failed_end_without_a_panic",
+        || {
+            std::panic::set_hook(Box::new(|panic| {
+                eprintln!("{panic}");
+                PANICKED.store(true, Ordering::SeqCst);
+            }));
+            let before = descriptors();
+            for driver in DRIVERS {
+                // A bell and a listener for each shard, and then too few for their drivers.
+                limit_descriptors(before as u64 + 32 * 2 + 12);
+                for _ in 0..20 {
+                    let error = try_start(EngineConfig {
+                        shards: 32,
+                        small_buffers: 8,
+                        big_buffers: 2,
+                        ..config(driver, &["127.0.0.1:0"])
+                    })
+                    .unwrap_err();
+                    assert!(matches!(error, StartError::Shard { .. }), "{error}");
+                }
+                assert!(!PANICKED.load(Ordering::SeqCst), "a shard panicked");
+                eventually("all descriptors are closed", || descriptors() == before);
             }
         },
     );
