@@ -12,7 +12,8 @@ pub trait Ports {
     /// Binds `local` as the relayed port `port`; datagrams for it arrive from now on.
     fn open(&mut self, port: PortId, local: SocketAddr) -> Result<(), OpenError>;
 
-    /// Closes `port`; `port` and its address may be used again at once. An unknown port is ignored.
+    /// Closes `port`, which may be used again at once; its address is free a round later, when the
+    /// kernel has ended what it does there. An unknown port is ignored.
     fn close(&mut self, port: PortId);
 }
 
