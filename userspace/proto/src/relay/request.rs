@@ -191,6 +191,24 @@ impl Relay {
         }
     }
 
+    /// Does what an authenticated request asks for, and answers with a success that says no more, or
+    /// with the refusal.
+    pub(crate) fn act(
+        &mut self,
+        now: Timestamp,
+        request: &Request<'_>,
+        action: impl FnOnce(&mut Self, &Authenticated) -> Result<(), Refusal>,
+    ) {
+        let Some(sender) = self.authenticate(now, request) else {
+            return;
+        };
+        let envelope = request.envelope(&sender);
+        match action(self, &sender) {
+            Ok(()) => self.succeed(&envelope, |_| Ok(())),
+            Err(refusal) => self.refuse(&envelope, refusal),
+        }
+    }
+
     /// Answers with success.
     pub(crate) fn succeed(
         &mut self,

@@ -11,14 +11,9 @@ use crate::wire::attribute::{ChannelNumberValue, XorPeerAddress};
 
 impl Relay {
     pub(crate) fn channel_bind(&mut self, now: Timestamp, request: &Request<'_>) {
-        let Some(sender) = self.authenticate(now, request) else {
-            return;
-        };
-        let envelope = request.envelope(&sender);
-        match self.try_channel_bind(now, request, &sender) {
-            Ok(()) => self.succeed(&envelope, |_| Ok(())),
-            Err(refusal) => self.refuse(&envelope, refusal),
-        }
+        self.act(now, request, |relay, sender| {
+            relay.try_channel_bind(now, request, sender)
+        });
     }
 
     fn try_channel_bind(

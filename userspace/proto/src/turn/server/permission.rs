@@ -16,14 +16,9 @@ use crate::wire::attribute::XorPeerAddress;
 
 impl Relay {
     pub(crate) fn create_permission(&mut self, now: Timestamp, request: &Request<'_>) {
-        let Some(sender) = self.authenticate(now, request) else {
-            return;
-        };
-        let envelope = request.envelope(&sender);
-        match self.try_create_permission(now, request, &sender) {
-            Ok(()) => self.succeed(&envelope, |_| Ok(())),
-            Err(refusal) => self.refuse(&envelope, refusal),
-        }
+        self.act(now, request, |relay, sender| {
+            relay.try_create_permission(now, request, sender)
+        });
     }
 
     /// RFC 8656 §10.2: all addresses of the request get a permission, or none does.
