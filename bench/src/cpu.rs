@@ -127,6 +127,13 @@ fn share(part: u64, whole: u64) -> f64 {
     }
 }
 
+/// CPUs of the machine, also those this process is not pinned to.
+pub fn count() -> usize {
+    let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let starts = |line: &&str| line.starts_with("processor");
+    text.lines().filter(starts).count()
+}
+
 /// Model name of the machine's CPU.
 pub fn model() -> String {
     let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();

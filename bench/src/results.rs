@@ -227,7 +227,7 @@ pub fn setting(pairs: usize, quick: bool) -> Setting {
         .map_or(0, |time| time.as_secs());
     Setting {
         cpu: cpu::model(),
-        cpus: std::thread::available_parallelism().map_or(0, usize::from),
+        cpus: cpu::count(),
         kernel,
         commit: git(&["rev-parse", "--short=12", "HEAD"]) + if changed { "+" } else { "" },
         started,
