@@ -18,8 +18,11 @@ use crate::outbox::{Outbox, Place};
 use crate::sockets::Sockets;
 use crate::{Host, Steering};
 
-/// Messages and datagrams of other shards taken in one round, and commands run in one.
+/// Messages and datagrams of other shards taken in one round.
 const MAX_PER_ROUND: usize = 1024;
+
+/// Commands run in one round. What the machine sends waits for the rest.
+const MAX_COMMANDS_PER_ROUND: usize = 16_384;
 
 /// Datagrams of other shards that wait for a shard at most.
 pub(crate) const MAX_HANDOVERS: usize = 1024;
@@ -225,13 +228,15 @@ impl<M: Machine, H: Host<M>> Shard<M, H> {
         let mut commands = 0;
         loop {
             let mut idle = true;
-            while commands < MAX_PER_ROUND
-                && let Some(command) = self.machine.poll_command()
-            {
+            // All commands first: what the machine sends may tell of what they do.
+            while let Some(command) = self.machine.poll_command() {
                 idle = false;
                 commands += 1;
                 if let Some(event) = self.host.execute(command, &mut self.sockets) {
                     self.machine.handle_event(self.now, event);
+                }
+                if commands >= MAX_COMMANDS_PER_ROUND {
+                    return true;
                 }
             }
             loop {
@@ -242,9 +247,6 @@ impl<M: Machine, H: Host<M>> Shard<M, H> {
                     break;
                 }
                 idle = false;
-            }
-            if commands == MAX_PER_ROUND {
-                return true;
             }
             if idle {
                 return false;

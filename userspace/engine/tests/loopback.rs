@@ -185,3 +185,18 @@ fn epoll_sends_what_holds_its_buffers_before_it_receives_more() {
     }
     assert_eq!(drops(&counters(&engine)), []);
 }
+
+#[test]
+fn an_answer_leaves_after_the_commands_queued_before_it_however_many() {
+    for driver in DRIVERS {
+        let engine = start(config(driver, &["127.0.0.1:0"]));
+        let client = client(engine.listeners()[0]);
+        for number in [1, 1024, 50_000_u32] {
+            let mut request = b"n".to_vec();
+            request.extend(number.to_be_bytes());
+            // The machine panics where its answer is fetched too early.
+            assert_eq!(ask(&client, &request), b"n");
+        }
+        assert!(engine.is_running());
+    }
+}

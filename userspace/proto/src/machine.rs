@@ -3,8 +3,14 @@
 //! A [`Machine`] decides, a shell (io_uring, epoll, the simulator) does. A shell
 //! 1. hands over what arrived: `handle_datagram`, `handle_event`, and `handle_timeout` once
 //!    `poll_timeout() <= now`;
-//! 2. then polls `poll_command` and `poll_transmit` until both return `None`;
-//! 3. then sleeps until something arrives or `poll_timeout()`.
+//! 2. then polls `poll_command` until it returns `None`, and carries each command out;
+//! 3. only then polls `poll_transmit`, and both again until neither has anything left;
+//! 4. then sleeps until something arrives or `poll_timeout()`.
+//!
+//! The order of 2 and 3 is a promise: when an answer leaves, what it tells of is done. A port that a
+//! response names is open, a route stands before the success that the client acts upon, and none is
+//! left that a deletion's success denies. What `handle_datagram` returns is data, not an answer, and
+//! may leave before commands that were queued with it.
 //!
 //! A machine never blocks, and never learns which shell it runs under.
 
@@ -35,7 +41,8 @@ pub trait Machine {
     /// the returned [`Transmit`] names a part of it.
     fn poll_transmit(&mut self, now: Timestamp, buffer: &mut [u8]) -> Option<Transmit>;
 
-    /// The next thing for the shell to do.
+    /// The next thing for the shell to do, to be carried out before anything that
+    /// [`poll_transmit`](Self::poll_transmit) gives from now on leaves.
     fn poll_command(&mut self) -> Option<Self::Command>;
 
     /// When [`handle_timeout`](Self::handle_timeout) wants to be called next; `None` for never.

@@ -8,6 +8,7 @@
 //!   'c' id                           closes it; answer "c"
 //!   'f' id ip port ...               the rest leaves from the relayed port to ip:port (IPv4)
 //!   't' milliseconds                 answer "t" after that time
+//!   'n' number                       asks the host for nothing so many times; answer "n"
 //! ```
 //! What arrives at a relayed port goes to the client that opened it, behind its id.
 #![allow(clippy::unwrap_used, reason = "test code outside of test functions")]
@@ -50,6 +51,7 @@ pub struct Switchboard {
 pub enum Command {
     Open(PortId, SocketAddr),
     Close(PortId),
+    Nothing,
 }
 
 pub enum Event {
@@ -126,6 +128,11 @@ impl Switchboard {
                 self.timers
                     .push((now + Duration::from_millis(millis), client));
             }
+            b'n' => {
+                let number = u32::from_be_bytes(bytes[1..5].try_into().unwrap());
+                self.commands.extend((0..number).map(|_| Command::Nothing));
+                self.answer(client, b"n".to_vec());
+            }
             _ => {}
         }
         None
@@ -186,6 +193,10 @@ impl Machine for Switchboard {
 
     fn poll_transmit(&mut self, _now: Timestamp, buffer: &mut [u8]) -> Option<Transmit> {
         let (client, bytes) = self.answers.pop_front()?;
+        assert!(
+            self.commands.is_empty(),
+            "an answer is fetched before what it tells of is done"
+        );
         buffer[..bytes.len()].copy_from_slice(&bytes);
         Some(Self::transmit(client, Prefix::EMPTY, 0..bytes.len()))
     }
@@ -215,6 +226,7 @@ impl Host<Switchboard> for SwitchboardHost {
                 ports.close(port);
                 None
             }
+            Command::Nothing => None,
         }
     }
 }
