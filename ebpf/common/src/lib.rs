@@ -10,5 +10,9 @@
 extern crate std;
 
 pub mod checksum;
+pub mod gcra;
+pub mod lease;
+pub mod meter;
+pub mod rate;
 pub mod reason;
 pub mod route;
