@@ -42,12 +42,10 @@ pub struct Spent {
 impl Usage {
     /// Now.
     pub fn take(rig: &Rig, server: &Server) -> Result<Self> {
-        let mut kernel = rig.relay_napi_threads()?;
-        kernel.extend(cpu::kernel_threads(&format!("ksoftirqd/{SERVER_CPU}"))?);
         Ok(Self {
             at_ns: sys::now_ns(),
             server_ns: cpu::total_run_time_ns(&server.threads()?),
-            kernel_ns: cpu::total_run_time_ns(&kernel),
+            kernel_ns: cpu::total_run_time_ns(rig.kernel_threads()),
             server_cpu: CpuTicks::read(SERVER_CPU)?,
             bench_cpu: CpuTicks::read(BENCH_CPU)?,
         })
