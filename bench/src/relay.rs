@@ -115,6 +115,8 @@ const ALLOCATION_ROUND: Duration = Duration::from_millis(1500);
 const MEMORY_OF_ONE: Duration = Duration::from_secs(15);
 /// What one cell may take at most.
 const ONE_CELL: Duration = Duration::from_secs(60);
+/// Short rounds, and more of them: medians of a round differ more than what is in it.
+const LATENCY_ROUNDS_PER_PAIR: usize = 2;
 
 #[derive(Clone, Copy)]
 struct Pace {
@@ -127,9 +129,9 @@ struct Pace {
 impl Pace {
     fn of(options: &Options) -> Self {
         let (pairs, probe_ms, round_ms, overload_rounds, latency_ms) = if options.quick {
-            (2, 150, 250, 1, 500)
+            (2, 150, 250, 1, 250)
         } else {
-            (7, 250, 400, 3, 1500)
+            (7, 250, 400, 3, 500)
         };
         let pairs = options.pairs.unwrap_or(pairs);
         Self {
@@ -139,7 +141,7 @@ impl Pace {
                 round: Duration::from_millis(round_ms),
                 overload_rounds,
             },
-            latency_rounds: pairs,
+            latency_rounds: pairs * LATENCY_ROUNDS_PER_PAIR,
             latency_round: Duration::from_millis(latency_ms),
             allocation_count: if options.quick {
                 1000
@@ -156,7 +158,7 @@ impl Pace {
             Part::Throughput => self.throughput.usual_duration() * cells as u32 * servers,
             Part::Latency => {
                 let rounds = (self.latency_rounds + 1) as u32 * latency::cells().len() as u32;
-                self.latency_round * rounds * servers
+                (self.latency_round + latency::overhead(self.latency_round)) * rounds * servers
             }
             Part::Allocations => ALLOCATION_ROUND * (self.throughput.pairs + 1) as u32 * servers,
             Part::Memory => MEMORY_OF_ONE * servers,

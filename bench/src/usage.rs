@@ -1,5 +1,7 @@
 //! What a server and the kernel work done for it used between two moments, and who disturbed it.
 
+use std::iter::Sum;
+
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
@@ -66,6 +68,24 @@ impl Usage {
             foreign: (server_cpu.busy_share() - busy).max(0.0),
             busy,
         }
+    }
+}
+
+/// Of stretches of equal length: times are added, of disturbances the worst counts.
+impl Sum for Spent {
+    fn sum<I: Iterator<Item = Self>>(stretches: I) -> Self {
+        let mut count = 0;
+        let mut all = Self::default();
+        for one in stretches {
+            count += 1;
+            all.server_ns += one.server_ns;
+            all.kernel_ns += one.kernel_ns;
+            all.steal = all.steal.max(one.steal);
+            all.foreign = all.foreign.max(one.foreign);
+            all.busy += one.busy;
+        }
+        all.busy /= f64::from(count.max(1));
+        all
     }
 }
 
