@@ -1,0 +1,45 @@
+//! The kernel path of the relay: loads the XDP program, puts it on interfaces, keeps it there when the
+//! process ends, and gives typed access to its maps. It knows no protocol.
+//!
+//! ```text
+//!   Kernel ── rungs       where each interface's packets are relayed, and why not better
+//!     ├────── routes      written and removed one by one
+//!     ├────── next_hops   destination ─▶ index, followed live through the kernel's tables
+//!     ├────── slots       limits and counters as shared memory
+//!     ├────── settings    words the program reads with every packet
+//!     └────── reasons     what became of packets
+//!   Pins   ── slots, settings, reasons of a daemon, running or not, for another process
+//! ```
+//!
+//! It needs `CAP_BPF`, `CAP_NET_ADMIN` and `CAP_PERFMON`. Whatever is missing is a reason, and the
+//! rest of the program goes on without.
+
+mod attach;
+mod config;
+mod kernel;
+mod layout;
+mod map;
+mod netlink;
+mod next_hops;
+mod pin_directory;
+mod pins;
+mod probe;
+mod reasons;
+mod refusal;
+mod routes;
+mod settings;
+mod slots;
+
+pub use attach::{InterfaceRung, Rung};
+pub use config::{KernelConfig, Mode, PIN_DIRECTORY, UnknownMode};
+pub use kernel::Kernel;
+pub use next_hops::{NextHopCounts, NextHops, Unusable};
+pub use pins::{PinError, Pins};
+pub use reasons::Reasons;
+pub use refusal::KernelError;
+pub use routes::{RouteError, RouteFailures, Routes};
+pub use settings::SettingsMap;
+pub use slots::{MappedSlots, owner};
+
+/// The program. Until it is built in, nothing can be loaded, and every interface stays in userspace.
+static OBJECT: &[u8] = &[];
