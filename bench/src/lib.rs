@@ -23,6 +23,7 @@ pub mod sink;
 pub mod statistics;
 pub mod svg;
 pub mod sys;
+pub mod throughput;
 pub mod towpath;
 pub mod turn;
 pub mod usage;

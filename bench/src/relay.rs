@@ -12,13 +12,11 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::load::{Cell, Load, Round, Sinks};
 use crate::memory::PacketProbe;
-use crate::results::{
-    self, Carried, DRIVERS, IDLE_ALLOCATIONS, Latency, Results, Scale, Throughput,
-};
+use crate::results::{self, DRIVERS, IDLE_ALLOCATIONS, Latency, Results, Scale};
 use crate::rig::{self, BENCH_CPU, Moderation, Rig};
-use crate::search::{self, Highest};
 use crate::server::Server;
 use crate::sys::{self, Scheduling};
+use crate::throughput::{self, Failure, Guesses, QUANTUM, Stage, each};
 use crate::{allocations, coturn, forwarder, latency, memory, report, towpath};
 
 /// What to measure.
@@ -39,6 +37,10 @@ pub struct Options {
     /// Only these parts.
     #[arg(long, value_delimiter = ',', value_enum)]
     pub parts: Vec<Part>,
+    /// The run ends within this many minutes. Where they are short, rates that do not hold are not
+    /// corrected and disturbed rounds not repeated, and in the end cells are left out.
+    #[arg(long, value_name = "N", default_value_t = 30)]
+    pub minutes: u64,
     /// Where results are written.
     #[arg(long, value_name = "DIRECTORY", default_value = "bench/results")]
     pub out: PathBuf,
@@ -105,44 +107,61 @@ const ALL_PARTS: [Part; 4] = [
 
 const FLOWS_OF_FORWARDER: u16 = 1000;
 const GENERATOR_PRIORITY: u32 = 10;
-const QUANTUM: Duration = Duration::from_micros(50);
 const SINK_MODERATION: Moderation = Moderation::Microseconds(100);
-/// A disturbed round is repeated this often before it is taken as it is.
-const REPEATS: usize = 2;
 /// The yardstick is one only below this.
 const YARDSTICK_NS_PER_PACKET: f64 = 5000.0;
-/// Steps down from a rate that passed the search and then did not hold.
-const CONFIRMATIONS: usize = 5;
-const CONFIRMATION_STEP: f64 = 0.96;
+/// What the smaller parts usually take for each round, or each server, on a machine of today.
+const ALLOCATION_ROUND: Duration = Duration::from_millis(1500);
+const MEMORY_OF_ONE: Duration = Duration::from_secs(15);
+/// What one cell may take at most.
+const ONE_CELL: Duration = Duration::from_secs(60);
+/// Short rounds, and more of them: medians of a round differ more than what is in it.
+const LATENCY_ROUNDS_PER_PAIR: usize = 2;
 
 #[derive(Clone, Copy)]
 struct Pace {
-    pairs: usize,
-    search: Duration,
-    round: Duration,
-    overload_rounds: usize,
+    throughput: throughput::Pace,
+    latency_rounds: usize,
     latency_round: Duration,
     allocation_count: usize,
 }
 
 impl Pace {
     fn of(options: &Options) -> Self {
-        let (pairs, search_ms, round_ms, overload_rounds, latency_ms) = if options.quick {
-            (2, 150, 250, 1, 500)
+        let (pairs, probe_ms, round_ms, overload_rounds, latency_ms) = if options.quick {
+            (2, 150, 250, 1, 250)
         } else {
-            (7, 250, 400, 3, 1500)
+            (7, 250, 400, 3, 500)
         };
+        let pairs = options.pairs.unwrap_or(pairs);
         Self {
-            pairs: options.pairs.unwrap_or(pairs),
-            search: Duration::from_millis(search_ms),
-            round: Duration::from_millis(round_ms),
-            overload_rounds,
+            throughput: throughput::Pace {
+                pairs,
+                probe: Duration::from_millis(probe_ms),
+                round: Duration::from_millis(round_ms),
+                overload_rounds,
+            },
+            latency_rounds: pairs * LATENCY_ROUNDS_PER_PAIR,
             latency_round: Duration::from_millis(latency_ms),
             allocation_count: if options.quick {
                 1000
             } else {
                 IDLE_ALLOCATIONS
             },
+        }
+    }
+
+    /// What a part usually takes.
+    fn usual_duration(&self, part: Part, cells: usize, servers: usize) -> Duration {
+        let servers = servers as u32;
+        match part {
+            Part::Throughput => self.throughput.usual_duration() * cells as u32 * servers,
+            Part::Latency => {
+                let rounds = (self.latency_rounds + 1) as u32 * latency::cells().len() as u32;
+                (self.latency_round + latency::overhead(self.latency_round)) * rounds * servers
+            }
+            Part::Allocations => ALLOCATION_ROUND * (self.throughput.pairs + 1) as u32 * servers,
+            Part::Memory => MEMORY_OF_ONE * servers,
         }
     }
 }
@@ -153,6 +172,8 @@ struct Bench<'a> {
     directory: &'a Path,
     options: &'a Options,
     pace: Pace,
+    /// When the run should be over.
+    end: Instant,
     servers: Vec<Server>,
     results: Results,
     progress: ProgressBar,
@@ -162,11 +183,12 @@ struct Bench<'a> {
 pub fn run(options: &Options) -> Result<()> {
     let begin = Instant::now();
     let pace = Pace::of(options);
-    ensure!(pace.pairs > 0, "--pairs must be at least 1");
+    let limit = Duration::from_secs(options.minutes * 60);
+    ensure!(pace.throughput.pairs > 0, "--pairs must be at least 1");
     sys::catch_signals();
     sys::raise_descriptor_limit()?;
     let directory = Directory::create()?;
-    let rig = Rig::build().context("building the namespaces (this needs root)")?;
+    let mut rig = Rig::build().context("building the namespaces (this needs root)")?;
     let sinks = Sinks::attach(&rig)?;
     rig.thread_napi()?;
     sys::pin_to_cpu(0, BENCH_CPU)?;
@@ -177,9 +199,10 @@ pub fn run(options: &Options) -> Result<()> {
         directory: &directory.0,
         options,
         pace,
+        end: begin + limit - ONE_CELL.min(limit / 2),
         servers: Vec::new(),
         results: Results {
-            setting: results::setting(pace.pairs, options.quick),
+            setting: results::setting(pace.throughput.pairs, options.quick),
             throughput: Vec::new(),
             latency: Vec::new(),
             allocations: BTreeMap::new(),
@@ -235,25 +258,6 @@ impl Drop for Directory {
             eprintln!("could not remove {}: {error}", self.0.display());
         }
     }
-}
-
-/// A server that failed, and how.
-type Failure = (&'static str, anyhow::Error);
-
-/// Takes a step with each server in turn. One that fails takes no further part.
-fn each<T>(
-    contenders: &mut Vec<(&mut Server, T)>,
-    failures: &mut Vec<Failure>,
-    mut step: impl FnMut(&mut Server, &mut T) -> Result<()>,
-) -> Result<()> {
-    contenders.retain_mut(|(server, state)| match step(server, state) {
-        Ok(()) => true,
-        Err(error) => {
-            failures.push((server.name, error));
-            false
-        }
-    });
-    Ok(sys::check_interrupted()?)
 }
 
 impl Bench<'_> {
@@ -316,16 +320,26 @@ impl Bench<'_> {
             .collect()
     }
 
+    /// Says how long the run will take.
     fn plan(&mut self, parts: &[Part], cells: usize, servers: usize) {
-        let rounds = self.pace.pairs + 1;
+        let throughput = self.pace.throughput;
+        let rounds = throughput.pairs + 1;
         let steps = |part: &Part| match part {
-            Part::Throughput => cells * servers * (1 + rounds + self.pace.overload_rounds),
-            Part::Latency => latency::cells().len() * servers * rounds,
+            Part::Throughput => cells * servers * (1 + rounds + throughput.overload_rounds),
+            Part::Latency => latency::cells().len() * servers * (self.pace.latency_rounds + 1),
             Part::Allocations => servers * rounds,
             Part::Memory => servers,
         };
         self.progress
             .set_length(parts.iter().map(steps).sum::<usize>() as u64);
+        let usual = |part: &Part| self.pace.usual_duration(*part, cells, servers);
+        let seconds = parts.iter().map(usual).sum::<Duration>().as_secs();
+        self.progress.suspend(|| {
+            println!(
+                "{cells} kinds of traffic, {servers} servers: about {} minutes",
+                seconds.div_ceil(60)
+            );
+        });
     }
 
     fn start(&mut self, kind: ServerKind) {
@@ -370,9 +384,28 @@ impl Bench<'_> {
     }
 
     fn throughput(&mut self, cells: &[Cell]) -> Result<()> {
-        let mut guesses = BTreeMap::new();
-        for &cell in cells {
-            let throughput = self.throughput_of(cell, &mut guesses)?;
+        let mut guesses = Guesses::default();
+        for (number, &cell) in cells.iter().enumerate() {
+            // Time that a cell leaves over is for those after it.
+            let left = self.end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                let minutes = self.options.minutes;
+                self.skip(format!("{cell}: {minutes} minutes were over"));
+                continue;
+            }
+            let patience = Instant::now() + left / (cells.len() - number) as u32;
+            let mut servers = std::mem::take(&mut self.servers);
+            let stage = Stage {
+                rig: self.rig,
+                sinks: self.sinks,
+                progress: &self.progress,
+            };
+            let pace = self.pace.throughput;
+            let measured =
+                throughput::measure(&stage, pace, cell, &mut servers, &mut guesses, patience);
+            self.servers = servers;
+            let (throughput, failures) = measured?;
+            self.replace_failed(&cell.to_string(), failures)?;
             self.progress
                 .suspend(|| print!("{}", report::throughput_rows(&throughput)));
             self.results.throughput.push(throughput);
@@ -390,66 +423,6 @@ impl Bench<'_> {
             self.skip(what);
         }
         Ok(())
-    }
-
-    fn throughput_of(
-        &mut self,
-        cell: Cell,
-        guesses: &mut BTreeMap<&'static str, f64>,
-    ) -> Result<Throughput> {
-        let mut servers = std::mem::take(&mut self.servers);
-        let mut failures = Vec::new();
-        let mut contenders = Vec::new();
-        for server in &mut servers {
-            self.say(format!("{cell}: searching {}", server.name));
-            let guess = guesses.get(server.name).copied();
-            match self.find_highest(server, cell, guess) {
-                Ok((load, highest)) => {
-                    guesses.insert(server.name, highest.rate_pps);
-                    let carried = Carried {
-                        highest,
-                        rounds: Vec::new(),
-                        overload: Vec::new(),
-                    };
-                    contenders.push((server, (load, carried)));
-                }
-                Err(error) => failures.push((server.name, error)),
-            }
-            self.progress.inc(1);
-        }
-        for number in 0..=self.pace.pairs {
-            each(&mut contenders, &mut failures, |server, (load, carried)| {
-                self.say(format!("{cell}: round {number}, {}", server.name));
-                let round = self.round(server, load, carried.highest.rate_pps, self.pace.round)?;
-                // The first round warms up.
-                if number > 0 {
-                    carried.rounds.push(round);
-                }
-                self.progress.inc(1);
-                Ok(())
-            })?;
-        }
-        for _ in 0..self.pace.overload_rounds {
-            each(&mut contenders, &mut failures, |server, (load, carried)| {
-                self.say(format!("{cell}: overload, {}", server.name));
-                let rate = carried.highest.rate_pps * 2.0;
-                carried
-                    .overload
-                    .push(self.round(server, load, rate, self.pace.round)?);
-                self.progress.inc(1);
-                Ok(())
-            })?;
-        }
-        let carried = contenders.into_iter();
-        let by_name = carried
-            .map(|(server, (_, carried))| (server.name.to_owned(), carried))
-            .collect();
-        self.servers = servers;
-        self.replace_failed(&cell.to_string(), failures)?;
-        Ok(Throughput {
-            cell,
-            servers: by_name,
-        })
     }
 
     fn say(&self, what: String) {
@@ -476,60 +449,6 @@ impl Bench<'_> {
         Ok(())
     }
 
-    fn find_highest(
-        &self,
-        server: &mut Server,
-        cell: Cell,
-        guess: Option<f64>,
-    ) -> Result<(Load, Highest)> {
-        let mut load = Load::prepare(self.rig, server, cell)?;
-        let found = search::highest_rate(guess, |rate| {
-            Ok(load
-                .measure(
-                    self.rig,
-                    self.sinks,
-                    server,
-                    rate,
-                    self.pace.search,
-                    QUANTUM,
-                )?
-                .0)
-        })?;
-        let mut highest = found.context("no rate was carried")?;
-        for _ in 0..CONFIRMATIONS {
-            let round = self.round(server, &mut load, highest.rate_pps, self.pace.round)?;
-            if search::passes(&round) {
-                break;
-            }
-            highest.rate_pps *= CONFIRMATION_STEP;
-        }
-        Ok((load, highest))
-    }
-
-    /// One round; a disturbed one is measured again.
-    fn round(
-        &self,
-        server: &mut Server,
-        load: &mut Load,
-        rate_pps: f64,
-        duration: Duration,
-    ) -> Result<Round> {
-        let mut repeats = 0;
-        loop {
-            let (rig, sinks) = (self.rig, self.sinks);
-            let (round, _) = load.measure(rig, sinks, server, rate_pps, duration, QUANTUM)?;
-            ensure!(
-                round.received > 0,
-                "nothing of {} packets arrived any more",
-                round.sent
-            );
-            if !round.spent.is_disturbed() || repeats == REPEATS {
-                return Ok(round);
-            }
-            repeats += 1;
-        }
-    }
-
     fn latency(&mut self) -> Result<()> {
         for cell in latency::cells() {
             let mut servers = std::mem::take(&mut self.servers);
@@ -541,7 +460,7 @@ impl Bench<'_> {
                     Err(error) => failures.push((server.name, error)),
                 }
             }
-            for number in 0..=self.pace.pairs {
+            for number in 0..=self.pace.latency_rounds {
                 each(&mut contenders, &mut failures, |server, (load, rounds)| {
                     self.say(format!("latency, {cell}: {}", server.name));
                     let (rig, sinks, duration) = (self.rig, self.sinks, self.pace.latency_round);
@@ -580,7 +499,7 @@ impl Bench<'_> {
         let mut contenders: Vec<_> = servers_of_turn.map(|server| (server, Vec::new())).collect();
         each(&mut contenders, &mut failures, |server, _| server.clear())?;
         let peer = self.rig.peer_end.address;
-        for number in 0..=self.pace.pairs {
+        for number in 0..=self.pace.throughput.pairs {
             each(&mut contenders, &mut failures, |server, rounds| {
                 self.say(format!("allocations: {}", server.name));
                 let count = self.pace.allocation_count;
@@ -612,9 +531,9 @@ impl Bench<'_> {
             .set_message(format!("memory: {}", kind.name()));
         let probe = PacketProbe {
             rate_pps: 40_000.0,
-            duration: self.pace.round,
+            duration: self.pace.throughput.round,
             quantum: QUANTUM,
-            rounds: self.pace.pairs,
+            rounds: self.pace.throughput.pairs,
         };
         let (rig, sinks) = (self.rig, self.sinks);
         let few = self

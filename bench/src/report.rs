@@ -74,9 +74,10 @@ pub fn throughput_rows(throughput: &Throughput) -> String {
         let share = plain(carried.overload_share(), 2);
         let _ = writeln!(
             text,
-            "  {name:10} highest {rate:6.0} kpps{limited}, {} kpps/CPU-s, own threads {server_ns:.0} ns, \
+            "  {name:10} highest {rate:6.0} kpps{limited} ({} steps down), {} kpps/CPU-s, own threads {server_ns:.0} ns, \
              {} x coturn, {} x forwarder, loss {:.3} %, p99 {p99:.0} us, busy {busy:.2}, at twice: {share} \
              of it, p99 {overload_p99:.0} us, disturbed {disturbed}/{}",
+            carried.steps_down,
             kilo(per_cpu),
             to("coturn"),
             to("forwarder"),

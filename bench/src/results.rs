@@ -52,6 +52,9 @@ pub struct Throughput {
 pub struct Carried {
     /// The highest rate found.
     pub highest: Highest,
+    /// How often a rate was given up for a lower one because rounds did not carry it.
+    #[serde(default)]
+    pub steps_down: u32,
     /// Rounds at that rate.
     pub rounds: Vec<Round>,
     /// Rounds at twice that rate.

@@ -151,6 +151,7 @@ pub struct Rig {
     pub relay_peer_end: LinkEnd,
     /// The peer's end of its link.
     pub peer_end: LinkEnd,
+    kernel_threads: Vec<Task>,
 }
 
 impl Rig {
@@ -183,12 +184,14 @@ impl Rig {
             relay_client_end,
             relay_peer_end,
             peer_end,
+            kernel_threads: Vec::new(),
         })
     }
 
-    /// Puts NAPI into threads and on its CPUs. Comes after the sinks are attached: attaching a program
-    /// makes NAPI anew.
-    pub fn thread_napi(&self) -> Result<()> {
+    /// Puts NAPI into threads and on its CPUs. Comes after programs are attached: attaching the first
+    /// one makes NAPI anew.
+    pub fn thread_napi(&mut self) -> Result<()> {
+        let mut kernel_threads = cpu::kernel_threads(&format!("ksoftirqd/{SERVER_CPU}"))?;
         for (namespace, end, cpu) in self.ends() {
             let name = &end.interface;
             namespace.shell(&format!("echo 1 > /sys/class/net/{name}/threaded"))?;
@@ -203,8 +206,12 @@ impl Rig {
             for task in napi_threads(name)? {
                 sys::pin_to_cpu(task.tid, cpu).context("pinning a NAPI thread")?;
                 sys::schedule(task.tid, scheduling).context("scheduling a NAPI thread")?;
+                if cpu == SERVER_CPU {
+                    kernel_threads.push(task);
+                }
             }
         }
+        self.kernel_threads = kernel_threads;
         Ok(())
     }
 
@@ -225,11 +232,10 @@ impl Rig {
         Ok(())
     }
 
-    /// The NAPI threads of the relay's interfaces: kernel work done for the server.
-    pub fn relay_napi_threads(&self) -> Result<Vec<Task>> {
-        let mut tasks = napi_threads(&self.relay_client_end.interface)?;
-        tasks.extend(napi_threads(&self.relay_peer_end.interface)?);
-        Ok(tasks)
+    /// Threads that do the kernel's work for the server: the NAPI of the relay's interfaces, and what
+    /// soft interrupts of the server's CPU are left to.
+    pub fn kernel_threads(&self) -> &[Task] {
+        &self.kernel_threads
     }
 
     fn ends(&self) -> [(&Namespace, &LinkEnd, usize); 4] {

@@ -1,4 +1,5 @@
-//! The highest rate a server carries: bisection between a rate that passes and one that does not.
+//! The highest rate a server carries: a bracket around it by growing steps, then bisection. One lucky
+//! probe proves nothing, and one burst of loss disproves nothing: two of three probes decide.
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
@@ -11,11 +12,14 @@ pub const MAX_LOSS: f64 = 0.001;
 pub const MAX_P99_US: f64 = 10_000.0;
 
 const FIRST_PPS: f64 = 40_000.0;
-const GROWTH: f64 = 1.5;
-const PRECISION: f64 = 1.04;
-const MAX_STEPS: u32 = 24;
-/// A burst of loss that has nothing to do with the rate must not end the search.
-const TRIES: u32 = 2;
+/// First step away from a guess, and from nothing at all. Each further step is the square of the one before.
+const STEP_FROM_GUESS: f64 = 1.15;
+const STEP_FROM_NOTHING: f64 = 1.5;
+const LONGEST_STEP: f64 = 2.0;
+const PRECISION: f64 = 1.05;
+const MAX_RATES: u32 = 24;
+/// Equal probes that decide about a rate.
+const MAJORITY: u32 = 2;
 
 /// What a search found.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -39,7 +43,8 @@ pub fn highest_rate(
     let mut passing: Option<f64> = None;
     let mut failing: Option<f64> = None;
     let mut rate = guess.unwrap_or(FIRST_PPS);
-    for _ in 0..MAX_STEPS {
+    let mut step = guess.map_or(STEP_FROM_NOTHING, |_| STEP_FROM_GUESS);
+    for _ in 0..MAX_RATES {
         match attempt(rate, &mut measure)? {
             Verdict::Passed => passing = Some(rate),
             Verdict::Failed => failing = Some(rate),
@@ -54,10 +59,11 @@ pub fn highest_rate(
         rate = match (passing, failing) {
             (Some(low), Some(high)) if high / low <= PRECISION => break,
             (Some(low), Some(high)) => (low * high).sqrt(),
-            (Some(low), None) => low * GROWTH,
-            (None, Some(high)) => high / GROWTH,
+            (Some(low), None) => low * step,
+            (None, Some(high)) => high / step,
             (None, None) => unreachable!("an attempt passes or fails"),
         };
+        step = (step * step).min(LONGEST_STEP);
     }
     Ok(passing.map(|rate_pps| Highest {
         rate_pps,
@@ -72,18 +78,24 @@ enum Verdict {
 }
 
 fn attempt(rate: f64, measure: &mut impl FnMut(f64) -> Result<Round>) -> Result<Verdict> {
-    let mut limited = None;
-    for _ in 0..TRIES {
+    let (mut passed, mut failed) = (0, 0);
+    let mut slowest = f64::INFINITY;
+    while passed < MAJORITY && failed < MAJORITY {
         let round = measure(rate)?;
-        if !passes(&round) {
-            continue;
+        if passes(&round) {
+            passed += 1;
+            if !round.generator_kept_up {
+                slowest = slowest.min(round.offered_pps);
+            }
+        } else {
+            failed += 1;
         }
-        if round.generator_kept_up {
-            return Ok(Verdict::Passed);
-        }
-        limited = Some(round.offered_pps);
     }
-    Ok(limited.map_or(Verdict::Failed, Verdict::GeneratorLimited))
+    Ok(match (passed == MAJORITY, slowest.is_finite()) {
+        (false, _) => Verdict::Failed,
+        (true, false) => Verdict::Passed,
+        (true, true) => Verdict::GeneratorLimited(slowest),
+    })
 }
 
 #[cfg(test)]
@@ -118,13 +130,38 @@ mod tests {
         let mut calls = 0;
         let found = highest_rate(None, |rate| {
             calls += 1;
-            Ok(if calls % 2 == 1 {
+            Ok(if calls % 3 == 1 {
                 round(rate, 1.0, 1e9)
             } else {
                 round(rate, 100_000.0, 1e9)
             })
         });
         assert!(found.expect("no error").expect("a rate").rate_pps > 90_000.0);
+    }
+
+    #[test]
+    fn one_lucky_probe_does_not_prove_a_rate() {
+        let mut lucky = std::collections::BTreeSet::new();
+        let found = highest_rate(Some(80_000.0), |rate| {
+            let first_time = lucky.insert(rate as u64);
+            Ok(round(rate, if first_time { 1e9 } else { 100_000.0 }, 1e9))
+        });
+        assert!(found.expect("no error").expect("a rate").rate_pps <= 100_000.0 * 1.002);
+    }
+
+    #[test]
+    fn a_good_guess_shortens_the_search() {
+        let probes = |guess| {
+            let mut calls = 0;
+            highest_rate(guess, |rate| {
+                calls += 1;
+                Ok(round(rate, 400_000.0, 1e9))
+            })
+            .expect("no error");
+            calls
+        };
+        assert!(probes(Some(380_000.0)) <= 10);
+        assert!(probes(Some(380_000.0)) < probes(None));
     }
 
     #[test]

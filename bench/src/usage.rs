@@ -1,5 +1,7 @@
 //! What a server and the kernel work done for it used between two moments, and who disturbed it.
 
+use std::iter::Sum;
+
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
@@ -42,12 +44,10 @@ pub struct Spent {
 impl Usage {
     /// Now.
     pub fn take(rig: &Rig, server: &Server) -> Result<Self> {
-        let mut kernel = rig.relay_napi_threads()?;
-        kernel.extend(cpu::kernel_threads(&format!("ksoftirqd/{SERVER_CPU}"))?);
         Ok(Self {
             at_ns: sys::now_ns(),
             server_ns: cpu::total_run_time_ns(&server.threads()?),
-            kernel_ns: cpu::total_run_time_ns(&kernel),
+            kernel_ns: cpu::total_run_time_ns(rig.kernel_threads()),
             server_cpu: CpuTicks::read(SERVER_CPU)?,
             bench_cpu: CpuTicks::read(BENCH_CPU)?,
         })
@@ -68,6 +68,24 @@ impl Usage {
             foreign: (server_cpu.busy_share() - busy).max(0.0),
             busy,
         }
+    }
+}
+
+/// Of stretches of equal length: times are added, of disturbances the worst counts.
+impl Sum for Spent {
+    fn sum<I: Iterator<Item = Self>>(stretches: I) -> Self {
+        let mut count = 0;
+        let mut all = Self::default();
+        for one in stretches {
+            count += 1;
+            all.server_ns += one.server_ns;
+            all.kernel_ns += one.kernel_ns;
+            all.steal = all.steal.max(one.steal);
+            all.foreign = all.foreign.max(one.foreign);
+            all.busy += one.busy;
+        }
+        all.busy /= f64::from(count.max(1));
+        all
     }
 }
 

@@ -4,7 +4,8 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use clap::Subcommand;
-use towpath_server::config::{Config, DEFAULT_FILE};
+use towpath_server::config::{Config, DEFAULT_FILE, KernelMode};
+use towpath_server::limit::Class;
 
 use crate::exit::{self, Failure};
 
@@ -35,8 +36,42 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
                 || "the embedded default".to_owned(),
                 |file| file.display().to_string(),
             );
+            summarize(&mut text, &config);
             let _ = writeln!(text, "{name} is valid");
             exit::print(text.as_bytes())
         }
     }
+}
+
+/// What the less obvious sections mean together with their defaults.
+fn summarize(text: &mut String, config: &Config) {
+    let (kernel, limits) = (&config.kernel, &config.limits);
+    let _ = write!(text, "kernel   {}", kernel.mode);
+    if kernel.mode != KernelMode::Off {
+        let (peers, routes, pins) = (kernel.max_peers, kernel.max_routes, kernel.pins.display());
+        let _ = write!(
+            text,
+            "; room for {peers} peers and {routes} routes; pins in {pins}"
+        );
+    }
+    let default = limits.default;
+    let _ = writeln!(
+        text,
+        "\nlimits   up {}, down {}, burst {}; global {}; {} users with limits of their own",
+        default.up,
+        default.down,
+        default.burst,
+        limits.global,
+        limits.users.len()
+    );
+    let weights: Vec<_> = Class::ALL
+        .into_iter()
+        .map(|class| format!("{class} {}", limits.classes.of(class)))
+        .collect();
+    let kept = if limits.persist { "kept" } else { "not kept" };
+    let _ = writeln!(
+        text,
+        "         classes {}; limits set while it runs are {kept}",
+        weights.join(", ")
+    );
 }

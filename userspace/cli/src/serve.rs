@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use towpath_server::config::Config;
+use towpath_server::config::{Config, KernelMode};
 use towpath_server::directories::Directories;
 use towpath_server::generated::{GeneratedUser, Kept};
 use towpath_server::log::{self, LogFormat};
@@ -31,6 +31,10 @@ pub(crate) struct Arguments {
     config: Option<PathBuf>,
     #[command(flatten)]
     places: Places,
+    /// Where packets are relayed: in the kernel as far as this machine allows (auto), by native or
+    /// generic XDP or not at all (native, generic), or in userspace only (off) [default: kernel.mode]
+    #[arg(long, value_enum, value_name = "MODE")]
+    kernel: Option<Kernel>,
     /// How log lines look
     #[arg(long, value_enum, default_value = "text", env = "TOWPATH_LOG_FORMAT")]
     log_format: Format,
@@ -68,10 +72,30 @@ enum Format {
     Json,
 }
 
+#[derive(Clone, Copy, ValueEnum)]
+enum Kernel {
+    Auto,
+    Native,
+    Generic,
+    Off,
+}
+
+impl From<Kernel> for KernelMode {
+    fn from(kernel: Kernel) -> Self {
+        match kernel {
+            Kernel::Auto => Self::Auto,
+            Kernel::Native => Self::Native,
+            Kernel::Generic => Self::Generic,
+            Kernel::Off => Self::Off,
+        }
+    }
+}
+
 pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     let Arguments {
         config: file,
         places,
+        kernel,
         log_format,
         log_level,
     } = arguments;
@@ -80,7 +104,10 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         Format::Json => LogFormat::Json,
     };
     log::start(format, &log_level).map_err(|error| Failure::Usage(error.to_string()))?;
-    let config = Config::load(file.as_deref(), std::env::vars_os()).map_err(Failure::Config)?;
+    let mut config = Config::load(file.as_deref(), std::env::vars_os()).map_err(Failure::Config)?;
+    if let Some(kernel) = kernel {
+        config.kernel.mode = kernel.into();
+    }
     let generated_user = (file.is_none() && config.auth.users.is_empty()).then(GeneratedUser::new);
     let realm = config.relay.realm.clone();
     let observe = config.observe.listen.as_ref().map(|listen| listen.value);

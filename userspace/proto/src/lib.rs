@@ -12,11 +12,15 @@ pub mod machine;
 pub mod nonce;
 pub mod ports;
 pub mod relay;
+pub mod slots;
 pub mod stun;
 pub mod time;
 pub mod timer;
 pub mod turn;
 pub mod wire;
+
+/// The maps' layouts and the arithmetic of limits, which the kernel's packet path shares.
+pub use towpath_ebpf_common as common;
 
 pub use machine::Machine;
 pub use time::Timestamp;

@@ -22,17 +22,20 @@ use std::ffi::OsString;
 use std::fmt;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use towpath_proto::access::AccessRules;
 use towpath_proto::relay::{Credential, RelayAddress};
 
-pub use check::{MAX_PREFIXES, MAX_SHARDS, MAX_USERS, REALM};
+pub use check::{MAX_KERNEL_PEERS, MAX_KERNEL_ROUTES, MAX_PREFIXES, MAX_SHARDS, MAX_USERS, REALM};
 pub use credential::{SecretError, UserSecret, credential};
 pub use document::{ENVIRONMENT_PREFIX, MAX_FILE_BYTES, Origin};
 pub use error::{ConfigError, ConfigErrors, Excerpt, Problem, ReadError, Warning, WarningKind};
 
 use document::{Document, Span};
+
+use crate::limit::{ClassWeights, Limit, LimitChange};
+use crate::units::Rate;
 
 /// The commented file that `towpath config default` prints. It says what a server without a file
 /// does.
@@ -47,6 +50,10 @@ pub struct Config {
     pub auth: AuthSection,
     /// Which peers may be reached.
     pub access: AccessRules,
+    /// Whether the kernel relays, and where.
+    pub kernel: KernelSection,
+    /// What peers are limited to.
+    pub limits: LimitsSection,
     /// Where metrics and health are served.
     pub observe: ObserveSection,
     /// What is allowed but deserves a look.
@@ -83,6 +90,72 @@ pub struct AuthSection {
 pub struct ObserveSection {
     /// Where `/metrics`, `/livez` and `/readyz` are served; `None`: nowhere.
     pub listen: Option<Placed<SocketAddr>>,
+}
+
+/// The `[kernel]` section.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct KernelSection {
+    /// How far up the ladder the kernel path goes.
+    pub mode: KernelMode,
+    /// Interfaces it is attached to; empty: those with the listening and relay addresses.
+    pub interfaces: Vec<Placed<String>>,
+    /// Peers with a slot of their own.
+    pub max_peers: u32,
+    /// Routes that the kernel can hold.
+    pub max_routes: u32,
+    /// Where its maps and links are pinned.
+    pub pins: PathBuf,
+}
+
+/// How far up the ladder the kernel path goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum KernelMode {
+    /// As far as this machine allows: native XDP, generic XDP, userspace.
+    Auto,
+    /// Native XDP, or no start.
+    Native,
+    /// Generic XDP, or no start.
+    Generic,
+    /// Userspace only.
+    Off,
+}
+
+impl fmt::Display for KernelMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Native => "native",
+            Self::Generic => "generic",
+            Self::Off => "off",
+        })
+    }
+}
+
+/// The `[limits]` section.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LimitsSection {
+    /// Of peers without a limit of their own.
+    pub default: Limit,
+    /// Of all peers together, both directions.
+    pub global: Rate,
+    /// How the global limit is shared when it is reached.
+    pub classes: ClassWeights,
+    /// Of single users; what is not said is as in `default`.
+    pub users: BTreeMap<String, LimitChange>,
+    /// Whether limits set while the server runs outlive the machine's restart.
+    pub persist: bool,
+}
+
+impl Default for LimitsSection {
+    fn default() -> Self {
+        Self {
+            default: Limit::default(),
+            global: Rate::Unlimited,
+            classes: ClassWeights::default(),
+            users: BTreeMap::new(),
+            persist: false,
+        }
+    }
 }
 
 /// A value that knows where it was written, so that what turns out wrong later still points there.

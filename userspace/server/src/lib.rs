@@ -9,6 +9,7 @@ mod control;
 pub mod directories;
 pub mod generated;
 pub mod host;
+pub mod limit;
 pub mod log;
 mod metrics;
 mod own_addresses;
@@ -16,6 +17,7 @@ pub mod plan;
 pub mod server;
 mod shard;
 pub mod status;
+pub mod units;
 mod vitals;
 
 pub use control::StopSignal;

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant, SystemTime};
 use towpath_engine::{Engine, StartError as EngineStartError};
 use towpath_proto::relay::{Relay, RelayShared};
 
-use crate::config::{Config, DriverChoice};
+use crate::config::{Config, DriverChoice, LimitsSection};
 use crate::control::socket::{ControlSocket, ControlSocketError};
 use crate::control::{Control, Options, StopSignal};
 use crate::directories::{Directories, KeptSecret};
@@ -93,6 +93,9 @@ impl Server {
         } = options;
         for warning in &config.warnings {
             tracing::warn!(line = warning.excerpt.line_number, "{}", warning.kind);
+        }
+        if config.limits != LimitsSection::default() {
+            tracing::warn!("[limits] is checked, but not in force in this version yet");
         }
         let socket = control_socket(&directories)?;
         let observe = observe(&config)?;

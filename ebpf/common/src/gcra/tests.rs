@@ -52,7 +52,7 @@ impl Exact {
     fn follow(&mut self, now: u64, bytes: u32, decided: Charge) -> bool {
         let (left, spent) = self.after(now, bytes);
         // The word's rate is off by less than 2^-31.
-        let allowed = (self.rounding + (u128::from(now) * 64 >> 31)) as i128;
+        let allowed = (self.rounding + ((u128::from(now) * 64) >> 31)) as i128;
         match decided {
             Charge::Passed => {
                 self.spent = spent;

@@ -1,6 +1,9 @@
 //! What TOML cannot say: every rule between and inside the values. All that is wrong is reported
 //! at once.
 
+mod kernel;
+mod limits;
+
 use std::collections::{BTreeMap, HashSet};
 use std::fmt::Display;
 use std::hash::Hash;
@@ -26,6 +29,8 @@ const MAX_RELAY_ADDRESSES: usize = RelayConfig::MAX_RELAY_ADDRESSES;
 pub const MAX_SHARDS: u16 = towpath_engine::MAX_SHARDS;
 /// The most users.
 pub const MAX_USERS: usize = 100_000;
+pub use kernel::{MAX_KERNEL_PEERS, MAX_KERNEL_ROUTES};
+
 /// The most prefixes in each list of `[access]`.
 pub const MAX_PREFIXES: usize = 4096;
 /// The realm without one in the configuration.
@@ -52,6 +57,8 @@ pub(super) fn check(document: Document, shape: Shape) -> Result<Config, ConfigEr
         allow: checker.prefixes("access.allow", shape.access.allow),
         deny: checker.prefixes("access.deny", shape.access.deny),
     };
+    let kernel = checker.kernel(shape.kernel);
+    let limits = checker.limits(shape.limits, &users);
     let observe = ObserveSection {
         listen: checker.observe_listen(shape.observe.listen),
     };
@@ -65,6 +72,8 @@ pub(super) fn check(document: Document, shape: Shape) -> Result<Config, ConfigEr
         relay,
         auth: AuthSection { users },
         access,
+        kernel,
+        limits,
         observe,
         warnings,
         document,

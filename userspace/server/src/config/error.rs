@@ -12,6 +12,8 @@ use towpath_proto::relay::RelayConfig;
 
 use super::credential::SecretError;
 use super::document::{MAX_FILE_BYTES, Origin};
+use crate::limit::{ClassWeights, LimitRule, NoClass};
+use crate::units::UnitError;
 
 /// Why a configuration could not be read.
 #[derive(thiserror::Error, Debug)]
@@ -96,6 +98,12 @@ pub enum WarningKind {
          key from it"
     )]
     PlainPassword {
+        /// The user.
+        user: String,
+    },
+    /// A limit that nobody has.
+    #[error("limits.users: auth.users names no {user:?}")]
+    LimitOfNobody {
         /// The user.
         user: String,
     },
@@ -318,6 +326,73 @@ pub enum Problem {
     /// A relay address that no interface has.
     #[error("relay.relay_addresses: no interface of this machine has the address {0}")]
     NotLocal(IpAddr),
+    /// No such mode of the kernel path.
+    #[error("kernel.mode: {0:?} is none of \"auto\", \"native\", \"generic\", \"off\"")]
+    KernelMode(String),
+    /// A name that no interface can have.
+    #[error(
+        "kernel.interfaces: {0:?} is no name of an interface: 1 to 15 bytes without blanks and \
+         slashes"
+    )]
+    InterfaceName(String),
+    /// A number outside what is possible.
+    #[error("{key}: {value} is not between {min} and {max}")]
+    OutOfRange {
+        /// The key.
+        key: &'static str,
+        /// The value.
+        value: i64,
+        /// The least possible.
+        min: u32,
+        /// The most possible.
+        max: u32,
+    },
+    /// A relative path is another one after every change of directory.
+    #[error("kernel.pins: {0:?} is no absolute path")]
+    PinsPath(String),
+    /// Not a rate or size.
+    #[error("{key}: {error}")]
+    Unit {
+        /// The key.
+        key: String,
+        /// What is wrong with it.
+        error: Box<UnitError>,
+    },
+    /// A rate or burst that cannot be set.
+    #[error("{key}: {rule}")]
+    Limit {
+        /// The key.
+        key: String,
+        /// The rule it breaks.
+        rule: LimitRule,
+    },
+    /// A name that no user can have.
+    #[error("limits.users: {name:?}: {error}")]
+    LimitUserName {
+        /// The name.
+        name: String,
+        /// The rule it breaks.
+        error: CredentialError,
+    },
+    /// No such class.
+    #[error("{key}: {error}")]
+    Class {
+        /// The key.
+        key: String,
+        /// What is wrong with it.
+        error: NoClass,
+    },
+    /// A weight of nothing, or beyond what is possible.
+    #[error(
+        "limits.classes: the weight {value} of {class} is not between 1 and {}",
+        ClassWeights::MAX
+    )]
+    Weight {
+        /// The class.
+        class: &'static str,
+        /// The value.
+        value: i64,
+    },
     /// Not a prefix.
     #[error("{key}: {error}")]
     Prefix {

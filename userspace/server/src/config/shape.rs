@@ -82,6 +82,56 @@ pub(super) const KEYS: &[Key] = &[
         kind: Kind::List,
     },
     Key {
+        section: "kernel",
+        key: "mode",
+        kind: Kind::Text,
+    },
+    Key {
+        section: "kernel",
+        key: "interfaces",
+        kind: Kind::List,
+    },
+    Key {
+        section: "kernel",
+        key: "max_peers",
+        kind: Kind::Toml,
+    },
+    Key {
+        section: "kernel",
+        key: "max_routes",
+        kind: Kind::Toml,
+    },
+    Key {
+        section: "kernel",
+        key: "pins",
+        kind: Kind::Text,
+    },
+    Key {
+        section: "limits",
+        key: "default",
+        kind: Kind::Toml,
+    },
+    Key {
+        section: "limits",
+        key: "users",
+        kind: Kind::Toml,
+    },
+    Key {
+        section: "limits",
+        key: "global",
+        kind: Kind::Text,
+    },
+    Key {
+        section: "limits",
+        key: "classes",
+        kind: Kind::Toml,
+    },
+    Key {
+        section: "limits",
+        key: "persist",
+        kind: Kind::Toml,
+    },
+    Key {
         section: "observe",
         key: "listen",
         kind: Kind::Text,
@@ -90,7 +140,7 @@ pub(super) const KEYS: &[Key] = &[
 
 /// Sections of capabilities that this version does not have: refused by name, because a limit that
 /// is silently not applied is worse than no start.
-const LATER_SECTIONS: [&str; 4] = ["kernel", "bootstrap", "limits", "fleet"];
+const LATER_SECTIONS: [&str; 2] = ["bootstrap", "fleet"];
 
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]
@@ -98,6 +148,8 @@ pub(super) struct Shape {
     pub(super) relay: RelayShape,
     pub(super) auth: AuthShape,
     pub(super) access: AccessShape,
+    pub(super) kernel: KernelShape,
+    pub(super) limits: LimitsShape,
     pub(super) observe: ObserveShape,
 }
 
@@ -130,6 +182,51 @@ pub(super) struct AccessShape {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct ObserveShape {
     pub(super) listen: Option<Spanned<String>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct KernelShape {
+    pub(super) mode: Option<Spanned<String>>,
+    pub(super) interfaces: Vec<Spanned<String>>,
+    pub(super) max_peers: Option<Spanned<i64>>,
+    pub(super) max_routes: Option<Spanned<i64>>,
+    pub(super) pins: Option<Spanned<String>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct LimitsShape {
+    pub(super) default: DefaultLimitShape,
+    pub(super) users: BTreeMap<Spanned<String>, UserLimitShape>,
+    pub(super) global: Option<Spanned<String>>,
+    pub(super) classes: ClassesShape,
+    pub(super) persist: Option<bool>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct DefaultLimitShape {
+    pub(super) up: Option<Spanned<String>>,
+    pub(super) down: Option<Spanned<String>>,
+    pub(super) burst: Option<Spanned<String>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct UserLimitShape {
+    pub(super) up: Option<Spanned<String>>,
+    pub(super) down: Option<Spanned<String>>,
+    pub(super) burst: Option<Spanned<String>>,
+    pub(super) class: Option<Spanned<String>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct ClassesShape {
+    pub(super) control: Option<Spanned<i64>>,
+    pub(super) interactive: Option<Spanned<i64>>,
+    pub(super) bulk: Option<Spanned<i64>>,
 }
 
 /// `"10.0.0.4"` or `{ local = "10.0.0.4", public = "203.0.113.5" }`.

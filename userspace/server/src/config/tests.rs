@@ -28,14 +28,19 @@ fn sections(config: Config) -> (RelaySection, AuthSection, AccessRules, ObserveS
     (config.relay, config.auth, config.access, config.observe)
 }
 
+fn later_sections(config: &Config) -> (KernelSection, LimitsSection) {
+    (config.kernel.clone(), config.limits.clone())
+}
+
 fn values<T: Clone>(list: &[Placed<T>]) -> Vec<T> {
     list.iter().map(|placed| placed.value.clone()).collect()
 }
 
 #[test]
 fn the_printed_default_means_what_an_empty_file_means() {
-    let printed = sections(load(DEFAULT_FILE, &[]).unwrap());
-    let empty = sections(load("", &[]).unwrap());
+    let (printed, empty) = (load(DEFAULT_FILE, &[]).unwrap(), load("", &[]).unwrap());
+    assert_eq!(later_sections(&printed), later_sections(&empty));
+    let (printed, empty) = (sections(printed), sections(empty));
     assert_eq!(values(&printed.0.listen), values(&empty.0.listen));
     assert_eq!(printed.0.relay_addresses, empty.0.relay_addresses);
     let rest = |relay: &RelaySection| {
@@ -93,12 +98,40 @@ fn a_file_is_read() {
         [access]
         allow = ["10.77.2.0/24", "2001:db8::/32"]
         deny = ["198.51.100.7"]
+        [kernel]
+        mode = "generic"
+        interfaces = ["eth0", "wan.7"]
+        max_peers = 1000
+        max_routes = 2000
+        pins = "/sys/fs/bpf/here"
+        [limits]
+        default = { up = "20Mbit", burst = "64KiB" }
+        global = "1 Gbit/s"
+        classes = { control = 10 }
+        users = { alice = { down = "64kbit", class = "bulk" } }
+        persist = true
         [observe]
         listen = "off"
         "#,
         &[],
     )
     .unwrap();
+    let (kernel, limits) = later_sections(&config);
+    assert_eq!(values(&kernel.interfaces), ["eth0", "wan.7"]);
+    assert_eq!(kernel.mode, KernelMode::Generic);
+    assert_eq!((kernel.max_peers, kernel.max_routes), (1000, 2000));
+    assert_eq!(kernel.pins, PathBuf::from("/sys/fs/bpf/here"));
+    let rate = |bits| Rate::BitsPerSecond(bits);
+    assert_eq!(limits.default.up, rate(20_000_000));
+    assert_eq!(
+        (limits.default.down, limits.default.burst.0),
+        (Rate::Unlimited, 65_536)
+    );
+    assert_eq!((limits.global, limits.persist), (rate(1_000_000_000), true));
+    assert_eq!((limits.classes.control, limits.classes.bulk), (10, 1));
+    assert_eq!(limits.users["alice"].down, Some(rate(64_000)));
+    assert_eq!(limits.users["alice"].class, Some(crate::limit::Class::Bulk));
+    assert_eq!(limits.users["alice"].up, None);
     assert_eq!(config.relay.listen.len(), 2);
     assert_eq!(
         config.relay.relay_addresses[1].value,
@@ -367,12 +400,95 @@ const BROKEN: &[(&str, &str, usize, &str)] = &[
         2,
         "\"9478\"",
     ),
-    ("[limits]\n", "has no [limits] section yet", 1, "limits"),
     (
-        "[kernel]\nmode = \"off\"\n",
-        "has no [kernel] section yet",
-        1,
-        "kernel",
+        "[kernel]\nmode = \"on\"\n",
+        "\"on\" is none of \"auto\", \"native\", \"generic\", \"off\"",
+        2,
+        "\"on\"",
+    ),
+    (
+        "[kernel]\ninterfaces = [\"eth0\", \"eth0 1\"]\n",
+        "no name of an interface",
+        2,
+        "\"eth0 1\"",
+    ),
+    (
+        "[kernel]\ninterfaces = [\"eth0\", \"eth0\"]\n",
+        "eth0 is there twice",
+        2,
+        "\"eth0\"",
+    ),
+    (
+        "[kernel]\nmax_peers = 5\n",
+        "kernel.max_peers: 5 is not between 64 and 4194304",
+        2,
+        "5",
+    ),
+    (
+        "[kernel]\nmax_routes = 5000000\n",
+        "kernel.max_routes: 5000000 is not between",
+        2,
+        "5000000",
+    ),
+    (
+        "[kernel]\npins = \"bpf\"\n",
+        "no absolute path",
+        2,
+        "\"bpf\"",
+    ),
+    (
+        "[limits]\ndefault = { up = \"20\" }\n",
+        "limits.default: up: \"20\" is no rate, such as",
+        2,
+        "\"20\"",
+    ),
+    (
+        "[limits]\ndefault = { down = \"20Mbps\" }\n",
+        "can mean bits or bytes; write \"Mbit\" or \"MB/s\"",
+        2,
+        "\"20Mbps\"",
+    ),
+    (
+        "[limits]\ndefault = { burst = \"100B\" }\n",
+        "limits.default: burst: the burst 100B is not between 1.5kB and",
+        2,
+        "\"100B\"",
+    ),
+    (
+        "[limits]\nglobal = \"1kbit\"\n",
+        "limits.global: the rate 1kbit is not between 64kbit and 400Gbit",
+        2,
+        "\"1kbit\"",
+    ),
+    (
+        "[limits.users]\nbob = { up = \"1kbit\" }\n",
+        "limits.users: \"bob\": up: the rate 1kbit is not",
+        2,
+        "\"1kbit\"",
+    ),
+    (
+        "[limits.users]\nbob = { class = \"fast\" }\n",
+        "limits.users: \"bob\": class: \"fast\" is none of",
+        2,
+        "\"fast\"",
+    ),
+    (
+        "[limits.users]\n\"\" = { up = \"1Mbit\" }\n",
+        "limits.users: \"\": username is empty",
+        2,
+        "\"\"",
+    ),
+    (
+        "[limits]\nclasses = { bulk = 0 }\n",
+        "the weight 0 of bulk is not between 1 and 1000",
+        2,
+        "0",
+    ),
+    (
+        "[limits]\nusers = { bob = { rate = \"1Mbit\" } }\n",
+        "unknown field `rate`",
+        2,
+        "rate",
     ),
     (
         "bootstrap.listen = []",
@@ -463,12 +579,32 @@ fn every_key_has_an_environment_form_that_goes_above_the_file() {
             ("TOWPATH__AUTH__REST_SECRETS", ""),
             ("TOWPATH__ACCESS__ALLOW", "10.0.0.0/8, fc00::/7"),
             ("TOWPATH__ACCESS__DENY", "[]"),
+            ("TOWPATH__KERNEL__MODE", "off"),
+            ("TOWPATH__KERNEL__INTERFACES", "eth0,eth1"),
+            ("TOWPATH__KERNEL__MAX_PEERS", "100"),
+            ("TOWPATH__KERNEL__MAX_ROUTES", "200"),
+            ("TOWPATH__KERNEL__PINS", "/pins"),
+            ("TOWPATH__LIMITS__DEFAULT", "{ up = \"1Mbit\" }"),
+            ("TOWPATH__LIMITS__USERS", "{ alice = { down = \"2Mbit\" } }"),
+            ("TOWPATH__LIMITS__GLOBAL", "3Mbit"),
+            ("TOWPATH__LIMITS__CLASSES", "{ bulk = 7 }"),
+            ("TOWPATH__LIMITS__PERSIST", "true"),
             ("TOWPATH__OBSERVE__LISTEN", "off"),
             ("TOWPATH_LOG", "debug"),
             ("HOME", "/"),
         ],
     )
     .unwrap();
+    let (kernel, limits) = later_sections(&config);
+    assert_eq!(kernel.mode, KernelMode::Off);
+    assert_eq!(values(&kernel.interfaces), ["eth0", "eth1"]);
+    assert_eq!((kernel.max_peers, kernel.max_routes), (100, 200));
+    assert_eq!(kernel.pins, PathBuf::from("/pins"));
+    let rate = |bits| Rate::BitsPerSecond(bits);
+    assert_eq!(limits.default.up, rate(1_000_000));
+    assert_eq!(limits.users["alice"].down, Some(rate(2_000_000)));
+    assert_eq!((limits.global, limits.persist), (rate(3_000_000), true));
+    assert_eq!(limits.classes.bulk, 7);
     let listen = ["192.0.2.1:1".parse().unwrap(), "[::1]:1".parse().unwrap()];
     assert_eq!(values(&config.relay.listen), listen);
     assert_eq!(config.relay.relay_addresses.len(), 2);
@@ -484,6 +620,18 @@ fn every_key_has_an_environment_form_that_goes_above_the_file() {
         (2, 0)
     );
     assert_eq!(config.observe.listen, None);
+}
+
+#[test]
+fn a_limit_of_a_user_who_is_not_configured_is_allowed_with_a_warning() {
+    let config = load("[limits.users]\nalcie = { up = \"1Mbit\" }", &[]).unwrap();
+    assert_eq!(
+        config.warnings[0].kind,
+        WarningKind::LimitOfNobody {
+            user: "alcie".into()
+        }
+    );
+    assert_eq!(config.warnings[0].excerpt.line_number, 2);
 }
 
 #[test]
