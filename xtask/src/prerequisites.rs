@@ -15,9 +15,10 @@ pub(crate) type Package = (&'static str, &'static str);
 /// What the tests in network namespaces need.
 pub(crate) const NET: &[Package] = &[
     ("iproute2", "network namespaces"),
-    ("util-linux", "setpriv"),
+    ("util-linux", "setpriv, mount"),
     ("nftables", "address translation"),
     ("procps", "sysctl"),
+    ("ethtool", "offloads of virtual links"),
     (
         "coturn",
         "turnserver, turnutils_uclient, turnutils_stunclient, turnutils_peer",

@@ -23,6 +23,9 @@ const NAMESPACES: &str = "/run/netns";
 /// Ample for a program to start and answer, also on a busy machine.
 const START_LIMIT: Duration = Duration::from_secs(30);
 
+/// Where in a laboratory's directory its own bpffs is.
+const BPFFS: &str = "bpf";
+
 /// A network of hosts. Dropping it removes it.
 #[derive(Debug)]
 pub struct Lab {
@@ -31,7 +34,7 @@ pub struct Lab {
     hosts: Cell<usize>,
 }
 
-/// One host: a namespace with the interface `eth0` on the laboratory's switch.
+/// One host: a namespace, usually with the interface `eth0` on the laboratory's switch.
 #[derive(Clone, Debug)]
 pub struct Host {
     namespace: String,
@@ -84,25 +87,64 @@ impl Lab {
 
     /// Adds a host with these addresses, prefix lengths included (`10.77.2.1/24`).
     pub fn host(&self, role: &str, addresses: &[&str]) -> Host {
-        let namespace = self.namespace(role);
+        let host = self.island(role);
         let switch = self.namespace("switch");
         let port = format!("port{}", self.hosts.replace(self.hosts.get() + 1));
-        ip(&["netns", "add", &namespace]);
-        ip(&["-n", &namespace, "link", "set", "lo", "up"]);
         ip(&[
-            "link", "add", "eth0", "netns", &namespace, "type", "veth", "peer", "name", &port,
-            "netns", &switch,
+            "link",
+            "add",
+            "eth0",
+            "netns",
+            &host.namespace,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            &port,
+            "netns",
+            &switch,
         ]);
         ip(&["-n", &switch, "link", "set", &port, "master", "br0", "up"]);
-        ip(&["-n", &namespace, "link", "set", "eth0", "up"]);
-        let host = Host {
-            namespace,
-            directory: self.directory.clone(),
-        };
+        ip(&["-n", &host.namespace, "link", "set", "eth0", "up"]);
         for address in addresses {
             host.add_address(address);
         }
         host
+    }
+
+    /// Adds a host without a network.
+    pub fn island(&self, role: &str) -> Host {
+        let namespace = self.namespace(role);
+        ip(&["netns", "add", &namespace]);
+        ip(&["-n", &namespace, "link", "set", "lo", "up"]);
+        Host {
+            namespace,
+            directory: self.directory.clone(),
+        }
+    }
+
+    /// Joins two hosts by a cable of their own, with these names at its ends, and `options` of both
+    /// ends' `ip link add`.
+    pub fn cable(&self, one: (&Host, &str), other: (&Host, &str), options: &[&str]) {
+        let mut arguments = vec!["link", "add", one.1, "netns", &one.0.namespace];
+        arguments.extend_from_slice(options);
+        arguments.extend_from_slice(&["type", "veth", "peer", "name", other.1]);
+        arguments.extend_from_slice(&["netns", &other.0.namespace]);
+        arguments.extend_from_slice(options);
+        ip(&arguments);
+        for (host, interface) in [one, other] {
+            ip(&["-n", &host.namespace, "link", "set", interface, "up"]);
+        }
+    }
+
+    /// Mounts a bpffs of this laboratory's own, and says where. Everything pinned there goes with the
+    /// laboratory. An error says why this machine cannot.
+    pub fn bpffs(&self) -> Result<PathBuf, String> {
+        let directory = self.directory.join(BPFFS);
+        fs::create_dir_all(&directory).expect("the laboratory's directory is writable");
+        let path = directory.to_string_lossy();
+        run_here("mount", &["-t", "bpf", "bpf", &path])?;
+        Ok(directory)
     }
 
     /// A directory of this laboratory's own.
@@ -118,14 +160,20 @@ impl Lab {
 impl Drop for Lab {
     fn drop(&mut self) {
         remove_namespaces(&format!("{}-", self.id));
-        let _ = fs::remove_dir_all(&self.directory);
+        remove_directory(&self.directory);
     }
 }
 
 impl Host {
     /// Gives `eth0` one more address; it can be used at once.
     pub fn add_address(&self, address: &str) {
-        let mut arguments = vec!["-n", &self.namespace, "addr", "add", address, "dev", "eth0"];
+        self.add_address_to("eth0", address);
+    }
+
+    /// As [`Host::add_address`], on another interface.
+    pub fn add_address_to(&self, interface: &str, address: &str) {
+        let mut arguments = vec!["-n", &self.namespace];
+        arguments.extend_from_slice(&["addr", "add", address, "dev", interface]);
         if address.contains(':') {
             arguments.push("nodad");
         }
@@ -263,8 +311,17 @@ fn remove_leftovers() {
     }
     let directory = std::env::temp_dir();
     for name in entries(&directory).filter(is_leftover) {
-        let _ = fs::remove_dir_all(directory.join(name));
+        remove_directory(&directory.join(name));
     }
+}
+
+/// Removes a laboratory's directory; with its bpffs go the pins, and with them programs and maps.
+fn remove_directory(directory: &Path) {
+    let bpffs = directory.join(BPFFS);
+    if bpffs.exists() {
+        let _ = run_here("umount", &["--lazy", &bpffs.to_string_lossy()]);
+    }
+    let _ = fs::remove_dir_all(directory);
 }
 
 fn remove_namespaces(prefix: &str) {
@@ -285,14 +342,19 @@ fn ip(arguments: &[&str]) {
 }
 
 fn try_ip(arguments: &[&str]) -> Result<String, String> {
-    let output = Command::new("ip")
+    run_here("ip", arguments)
+}
+
+/// Runs a command in the namespaces of this process.
+fn run_here(program: &str, arguments: &[&str]) -> Result<String, String> {
+    let output = Command::new(program)
         .args(arguments)
         .stdin(Stdio::null())
         .output();
     succeeded(
-        "ip",
+        program,
         arguments,
-        output.map_err(|error| format!("cannot start ip: {error}"))?,
+        output.map_err(|error| format!("cannot start {program}: {error}"))?,
     )
 }
 

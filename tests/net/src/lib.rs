@@ -26,7 +26,10 @@ pub use lab::{Host, Lab};
 pub use peers::EchoPeer;
 pub use probe::{Granted, Probe, Refused, Relayed};
 pub use process::Process;
-pub use server::{Driver, Kind, PASSWORD, REALM, RelayAddress, Server, ServerOptions, USER};
+pub use server::{
+    Driver, KernelMode, KernelOptions, Kind, PASSWORD, REALM, RelayAddress, Server, ServerOptions,
+    USER,
+};
 pub use skip::skip;
 pub use uclient::{Uclient, UclientOutcome};
 

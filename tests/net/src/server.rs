@@ -65,6 +65,42 @@ impl From<IpAddr> for RelayAddress {
     }
 }
 
+/// Which way of relaying in the kernel Towpath may use.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum KernelMode {
+    /// The best there is.
+    Auto,
+    /// In the driver, or no start.
+    Native,
+    /// Before the network stack, or no start.
+    Generic,
+    /// None.
+    Off,
+}
+
+impl KernelMode {
+    /// Its name in the configuration.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Native => "native",
+            Self::Generic => "generic",
+            Self::Off => "off",
+        }
+    }
+}
+
+/// What a server is told about the kernel path.
+#[derive(Clone, Debug)]
+pub struct KernelOptions {
+    /// Which rungs it may use.
+    pub mode: KernelMode,
+    /// Where maps are pinned.
+    pub pins: PathBuf,
+    /// Interfaces, if others than by default.
+    pub interfaces: Vec<String>,
+}
+
 /// What a server is told.
 #[derive(Clone, Debug)]
 pub struct ServerOptions {
@@ -82,6 +118,12 @@ pub struct ServerOptions {
     pub unprivileged: bool,
     /// Shards; 0 for one per core.
     pub shards: u16,
+    /// Users besides [`USER`], with the same password.
+    pub users: Vec<String>,
+    /// The kernel path; off where there is none, as the switch of a laboratory takes nothing from it.
+    pub kernel: Option<KernelOptions>,
+    /// Lines of the section `[limits]`.
+    pub limits: Vec<String>,
 }
 
 impl ServerOptions {
@@ -98,7 +140,18 @@ impl ServerOptions {
             deny: Vec::new(),
             unprivileged: false,
             shards: 0,
+            users: Vec::new(),
+            kernel: None,
+            limits: Vec::new(),
         }
+    }
+
+    fn kernel(&self) -> String {
+        let Some(kernel) = &self.kernel else {
+            return "[kernel]\nmode = \"off\"\n".to_owned();
+        };
+        let (mode, pins, interfaces) = (kernel.mode.name(), &kernel.pins, &kernel.interfaces);
+        format!("[kernel]\nmode = {mode:?}\npins = {pins:?}\ninterfaces = {interfaces:?}\n")
     }
 
     fn towpath(&self, driver: Driver) -> String {
@@ -112,17 +165,23 @@ impl ServerOptions {
         let relay = self.relay.iter().map(|RelayAddress { local, public }| {
             format!("{{ local = \"{local}\", public = \"{public}\" }}")
         });
+        let users = std::iter::once(USER).chain(self.users.iter().map(String::as_str));
+        let users = users.map(|user| format!("{user} = \"plain:{PASSWORD}\""));
         format!(
             "[relay]\nlisten = [{listen}]\nrelay_addresses = [{relay}]\n\
              port_range = \"{first}-{last}\"\nrealm = \"{REALM}\"\nshards = {shards}\n\
              driver = \"{driver}\"\n\n\
-             [auth]\nusers = {{ {USER} = \"plain:{PASSWORD}\" }}\n\n\
-             [access]\nallow = [{allow}]\ndeny = [{deny}]\n",
+             [auth]\nusers = {{ {users} }}\n\n\
+             [access]\nallow = [{allow}]\ndeny = [{deny}]\n\n\
+             {kernel}\n[limits]\n{limits}\n",
             listen = quoted(self.listen.iter().map(SocketAddr::to_string).collect()),
             relay = relay.collect::<Vec<_>>().join(", "),
             first = self.ports.start(),
             last = self.ports.end(),
             shards = self.shards,
+            users = users.collect::<Vec<_>>().join(", "),
+            kernel = self.kernel(),
+            limits = self.limits.join("\n"),
             driver = match driver {
                 Driver::Auto => "auto",
                 Driver::IoUring => "io_uring",
