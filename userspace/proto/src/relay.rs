@@ -32,11 +32,14 @@ use std::sync::Arc;
 
 use rand_chacha::ChaCha12Rng;
 use rand_chacha::rand_core::SeedableRng;
+use towpath_ebpf_common::lease::Lease;
+use towpath_ebpf_common::meter::PacketSize;
 
 use crate::access::PeerPolicy;
 use crate::machine::{Datagram, ListenerId, PortId, ShardId, Socket, Transmit};
 use crate::nonce::NonceKey;
 use crate::ports::PortPool;
+use crate::slots::Slots;
 use crate::timer::Timers;
 use crate::turn::server::{Allocations, Deleted, FromPeer, is_in_a_loop};
 use crate::wire::{Class, Kind, Message, Method, ParseError, classify};
@@ -73,6 +76,9 @@ pub struct Relay {
     pub(crate) strangers: Strangers,
     pub(crate) commands: VecDeque<RelayCommand>,
     pub(crate) draining: bool,
+    pub(crate) slots: Arc<dyn Slots>,
+    /// This shard's part of the limit on everybody.
+    pub(crate) lease: Lease,
     /// Whether some relay address has another public address.
     pub(crate) translates: bool,
     /// The next allocation to apply changed rules to.
@@ -95,7 +101,6 @@ impl Relay {
         let pools: Vec<_> = config.relay_addresses.iter().map(pool).collect();
         Self {
             shard,
-            shared,
             counters: Arc::default(),
             policy: PeerPolicy::new(&config),
             policy_version: 0,
@@ -111,8 +116,11 @@ impl Relay {
             outbox: Outbox::default(),
             commands: VecDeque::new(),
             draining: false,
+            slots: Arc::clone(shared.slots()),
+            lease: Lease::EMPTY,
             translates: config.relay_addresses.iter().any(|a| a.local != a.public),
             rules_cursor: None,
+            shared,
             config,
         }
     }
@@ -269,10 +277,10 @@ impl Machine for Relay {
             Socket::Relayed(_) if is_in_a_loop(datagram.payload) => self.dropped(DropReason::Loop),
             Socket::Relayed(port) => match self.peer_data(now, port, remote) {
                 Ok(FromPeer::Bound(channel)) => {
-                    self.wrap_in_channel_data(port, channel, datagram.payload.len())
+                    self.wrap_in_channel_data(now, port, channel, size_of_data(&datagram))
                 }
                 Ok(FromPeer::Permitted(peer)) => {
-                    self.wrap_in_indication(port, peer, datagram.payload.len())
+                    self.wrap_in_indication(now, port, peer, size_of_data(&datagram))
                 }
                 Err(reason) => self.dropped(reason),
             },
@@ -283,7 +291,7 @@ impl Machine for Relay {
     fn handle_event(&mut self, now: Timestamp, event: RelayEvent) {
         match event {
             RelayEvent::PortOpened { port } => self.port_opened(now, port),
-            RelayEvent::PortFailed { port, error } => self.port_failed(port, error),
+            RelayEvent::PortFailed { port, error } => self.port_failed(now, port, error),
             RelayEvent::Reconfigured(config) => self.reconfigure(&config),
             RelayEvent::Drain => self.draining = true,
         }
@@ -318,6 +326,12 @@ impl Machine for Relay {
             .flatten()
             .min()
     }
+}
+
+/// What a peer's datagram counts for.
+#[inline]
+fn size_of_data(datagram: &Datagram<'_>) -> PacketSize {
+    PacketSize::new(datagram.remote.is_ipv6(), datagram.payload.len() as u32)
 }
 
 fn request_kind(method: Method) -> Option<RequestKind> {

@@ -196,6 +196,8 @@ drop_reasons! {
     StillOpening => "still_opening",
     /// The sender, its network or everybody together asked more than strangers may.
     TooManyRequests => "too_many_requests",
+    /// Data over the limit of the user, of its class, or of the relay as a whole.
+    OverLimit => "over_limit",
 }
 
 #[cfg(test)]

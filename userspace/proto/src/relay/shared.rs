@@ -7,11 +7,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::config::RelayConfig;
 use crate::Timestamp;
 use crate::machine::ShardId;
+use crate::slots::{MemorySlots, Slots};
 
-/// Which relayed ports are in use, over all shards, how many ports each user has, and those that
-/// EVEN-PORT reserved.
+/// Which relayed ports are in use, over all shards, how many ports each user has, those that
+/// EVEN-PORT reserved, and the peers' slots.
 ///
-/// The packet path only reads the port bits. The rest is behind locks that are taken when an
+/// The packet path reads the port bits and charges the slots. The rest is behind locks that are taken when an
 /// allocation is made or ends, and only where a limit per user or a reservation is concerned.
 #[derive(Debug)]
 pub struct RelayShared {
@@ -19,6 +20,7 @@ pub struct RelayShared {
     users: Mutex<HashMap<Arc<str>, u32>>,
     reservations: Mutex<HashMap<[u8; 8], Reservation>>,
     returned: Vec<Returned>,
+    slots: Arc<dyn Slots>,
 }
 
 /// A port kept for whoever shows its token (RFC 8656 §7.2).
@@ -33,6 +35,9 @@ pub(crate) struct Reservation {
     pub(crate) expires: Timestamp,
 }
 
+/// Peers that are told apart where nobody says how many.
+const DEFAULT_PEERS: u32 = 65_536;
+
 /// Most reservations at a time, over all shards.
 const MAX_RESERVATIONS: usize = 4096;
 
@@ -44,9 +49,16 @@ struct Returned {
 }
 
 impl RelayShared {
-    /// Nothing in use yet. The relay addresses cannot change later; their number is taken from here.
+    /// Nothing in use yet, and nobody limited. The relay addresses cannot change later; their number
+    /// is taken from here.
     pub fn new(config: &RelayConfig) -> Self {
+        Self::with_slots(config, Arc::new(MemorySlots::new(DEFAULT_PEERS)))
+    }
+
+    /// Like [`new`](Self::new), with these slots, which may have peers and limits already.
+    pub fn with_slots(config: &RelayConfig, slots: Arc<dyn Slots>) -> Self {
         Self {
+            slots,
             live: config
                 .relay_addresses
                 .iter()
@@ -56,6 +68,11 @@ impl RelayShared {
             reservations: Mutex::default(),
             returned: (0..config.shards).map(|_| Returned::default()).collect(),
         }
+    }
+
+    /// The peers' slots.
+    pub fn slots(&self) -> &Arc<dyn Slots> {
+        &self.slots
     }
 
     /// Whether this port of the relay address with this index belongs to an allocation.

@@ -5,3 +5,4 @@ mod authentication;
 mod bindings;
 mod forwarding;
 mod lab;
+mod metering;

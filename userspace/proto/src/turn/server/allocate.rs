@@ -23,6 +23,7 @@ use crate::relay::{
     DropReason, Endpoint, Envelope, MAX_ANSWER_BYTES, Notice, PortError, Refusal, Relay,
     RelayCommand, RelayLimits, Request, RequestKind, Reservation, Traffic,
 };
+use crate::slots::Identity;
 use crate::wire::attribute::{
     AdditionalAddressFamily, AddressErrorCode, EvenPort, Family, Lifetime, RequestedAddressFamily,
     RequestedTransport, ReservationToken, ValueError, XorMappedAddress, XorRelayedAddress,
@@ -126,7 +127,15 @@ impl Relay {
             return Err(Code::INSUFFICIENT_CAPACITY.into());
         }
         let user = sender.user.name();
-        let taken = self.take_port(now, &wish, request.from, user)?;
+        let identity = Identity::user(&self.config.realm, user);
+        // Without a slot its traffic would not be limited.
+        let slot = self
+            .slots
+            .acquire(now, &identity)
+            .ok_or(Code::INSUFFICIENT_CAPACITY)?;
+        let taken = self
+            .take_port(now, &wish, request.from, user)
+            .inspect_err(|_| self.slots.release(now, slot))?;
         // Another port would not be the one that was reserved.
         let reserved = matches!(wish.port, PortWish::Reserved(_));
         let tries_left = if reserved { 0 } else { PORT_TRIES };
@@ -137,6 +146,7 @@ impl Relay {
             permissions: Permissions::default(),
             traffic: Traffic::default(),
             policy_version: self.policy_version,
+            slot,
             port: taken.port,
             address: taken.address,
             state: State::Opening { tries_left },
@@ -300,7 +310,7 @@ impl Relay {
         }
     }
 
-    pub(crate) fn port_failed(&mut self, id: PortId, error: PortError) {
+    pub(crate) fn port_failed(&mut self, now: Timestamp, id: PortId, error: PortError) {
         let Some((allocation, _)) = self.allocations.get_mut(id) else {
             return;
         };
@@ -330,7 +340,7 @@ impl Relay {
         if let Some(token) = allocation.details.token {
             self.end_reservation(token);
         }
-        self.forget(id);
+        self.forget(now, id);
         self.refuse(&envelope, Code::INSUFFICIENT_CAPACITY.into());
     }
 

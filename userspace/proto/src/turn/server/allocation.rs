@@ -14,6 +14,7 @@ use crate::Timestamp;
 use crate::auth::Integrity;
 use crate::machine::PortId;
 use crate::relay::{Traffic, User};
+use crate::slots::PeerSlot;
 use crate::timer::TimerId;
 use crate::wire::TransactionId;
 use crate::wire::attribute::Family;
@@ -28,6 +29,8 @@ pub(crate) struct Allocation {
     pub(crate) traffic: Traffic,
     /// The rules that permissions and channels were last judged by.
     pub(crate) policy_version: u32,
+    /// Who pays for what is relayed.
+    pub(crate) slot: PeerSlot,
     pub(crate) port: u16,
     /// Index of the relay address.
     pub(crate) address: u8,

@@ -13,6 +13,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 
 use rand_chacha::rand_core::Rng;
+use towpath_ebpf_common::gcra::Charge;
+use towpath_ebpf_common::meter::PacketSize;
 
 use super::address::{Flow, PeerAddr};
 use super::allocation::{Allocation, State};
@@ -20,6 +22,7 @@ use crate::Timestamp;
 use crate::access::OwnAddress;
 use crate::machine::{ListenerId, PortId, Prefix, Socket, Transmit};
 use crate::relay::{DropReason, Endpoint, Relay};
+use crate::slots::Way;
 use crate::turn::server::unknown_attributes;
 use crate::wire::attribute::{Data, XorPeerAddress};
 use crate::wire::{
@@ -183,17 +186,19 @@ impl Relay {
     #[inline]
     pub(crate) fn wrap_in_channel_data(
         &mut self,
+        now: Timestamp,
         id: PortId,
         number: ChannelNumber,
-        len: usize,
+        size: PacketSize,
     ) -> Option<Transmit> {
+        let len = size.payload as usize;
         // RFC 8656 §12.5: "Over UDP, the padding is not required".
         let header = ChannelData::header(number, len);
         let header = header.filter(|_| len <= MAX_UDP_PAYLOAD_BYTES - CHANNEL_DATA_HEADER_BYTES);
         let Some(header) = header else {
             return self.dropped(DropReason::UnusableDatagram);
         };
-        let flow = self.count_to_client(id, len)?;
+        let flow = self.count_to_client(now, id, size)?;
         Some(Transmit {
             socket: Socket::Listener(ListenerId(flow.listener)),
             source: Some(flow.server()),
@@ -207,10 +212,12 @@ impl Relay {
     /// Data of a peer without a channel, as a Data indication.
     pub(crate) fn wrap_in_indication(
         &mut self,
+        now: Timestamp,
         id: PortId,
         peer: PeerAddr,
-        len: usize,
+        size: PacketSize,
     ) -> Option<Transmit> {
+        let len = size.payload as usize;
         let mut transaction = TransactionId([0; 12]);
         self.rng.fill_bytes(&mut transaction.0);
         let around = data_indication(transaction, peer.socket(), len).filter(|around| {
@@ -220,7 +227,7 @@ impl Relay {
         let Some(around) = around else {
             return self.dropped(DropReason::UnusableDatagram);
         };
-        let flow = self.count_to_client(id, len)?;
+        let flow = self.count_to_client(now, id, size)?;
         self.counters.data_indications.increment();
         Some(Transmit {
             socket: Socket::Listener(ListenerId(flow.listener)),
@@ -232,15 +239,28 @@ impl Relay {
         })
     }
 
-    /// Counts a datagram to the client of an allocation, and says where that is.
+    /// Charges and counts a datagram to the client of an allocation, and says where that is.
     #[inline]
-    fn count_to_client(&mut self, id: PortId, len: usize) -> Option<Flow> {
+    fn count_to_client(&mut self, now: Timestamp, id: PortId, size: PacketSize) -> Option<Flow> {
         let (allocation, _) = self.allocations.get_mut(id)?;
+        let charged = self
+            .slots
+            .charge(now, allocation.slot, Way::Down, size, &mut self.lease);
+        if charged != Charge::Passed {
+            return self.over_limit();
+        }
         allocation.traffic.packets_to_client += 1;
-        allocation.traffic.bytes_to_client += len as u64;
+        allocation.traffic.bytes_to_client += u64::from(size.payload);
         self.counters.packets_to_clients.increment();
-        self.counters.bytes_to_clients.add(len as u64);
+        self.counters.bytes_to_clients.add(size.payload.into());
         Some(allocation.flow)
+    }
+
+    /// Counts a datagram that was not charged.
+    #[cold]
+    fn over_limit<T>(&self) -> Option<T> {
+        self.dropped(DropReason::OverLimit);
+        None
     }
 
     #[inline]
@@ -262,6 +282,11 @@ impl Relay {
             .ok_or(DropReason::NoAllocation)?;
         if !allocation.is_live(now) {
             return Err(DropReason::NoAllocation);
+        }
+        let size = PacketSize::new(destination.is_ipv6(), payload.len() as u32);
+        let slot = allocation.slot;
+        if self.slots.charge(now, slot, Way::Up, size, &mut self.lease) != Charge::Passed {
+            return Err(DropReason::OverLimit);
         }
         allocation.traffic.packets_to_peers += 1;
         allocation.traffic.bytes_to_peers += payload.len() as u64;

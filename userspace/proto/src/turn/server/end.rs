@@ -11,7 +11,7 @@ use crate::wire::TransactionId;
 
 impl Relay {
     /// Ends an allocation: its port is closed and goes back to the pool.
-    pub(crate) fn end(&mut self, id: PortId, reason: EndReason) {
+    pub(crate) fn end(&mut self, now: Timestamp, id: PortId, reason: EndReason) {
         let Some(allocation) = self.allocations.get(id) else {
             return;
         };
@@ -29,12 +29,12 @@ impl Relay {
             .set_live(usize::from(allocation.address), allocation.port, false);
         self.commands
             .push_back(RelayCommand::ClosePort { port: id });
-        self.forget(id);
+        self.forget(now, id);
         self.notify(notice);
     }
 
     /// Removes an allocation whose port is not open, or is being closed.
-    pub(crate) fn forget(&mut self, id: PortId) {
+    pub(crate) fn forget(&mut self, now: Timestamp, id: PortId) {
         let Some(allocation) = self.allocations.remove(id) else {
             return;
         };
@@ -44,6 +44,7 @@ impl Relay {
         if allocation.details.counted_for_user {
             self.shared.release_user(allocation.details.user.name(), 1);
         }
+        self.slots.release(now, allocation.slot);
         self.release_port(allocation.address, allocation.port);
         self.count_allocations();
     }
@@ -64,7 +65,7 @@ impl Relay {
             return;
         }
         if allocation.expires <= now {
-            self.end(id, EndReason::Expired);
+            self.end(now, id, EndReason::Expired);
             return;
         }
         allocation.sweep(now, hasher);

@@ -110,7 +110,7 @@ impl Relay {
         match user.filter(|user| user.credential() == known.credential()) {
             Some(user) => allocation.details.user = std::sync::Arc::clone(user),
             None => {
-                self.end(id, EndReason::UserRemoved);
+                self.end(now, id, EndReason::UserRemoved);
                 return;
             }
         }

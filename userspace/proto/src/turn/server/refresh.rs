@@ -64,7 +64,7 @@ impl Relay {
         if deletes {
             self.deleted
                 .remember(request.from.flow(), message.transaction_id());
-            self.end(id, EndReason::Deleted);
+            self.end(now, id, EndReason::Deleted);
             return Ok(0);
         }
         let sooner = now + lifetime < allocation.expires;
