@@ -24,6 +24,7 @@ pub mod statistics;
 pub mod svg;
 pub mod sys;
 pub mod throughput;
+pub mod timings;
 pub mod towpath;
 pub mod turn;
 pub mod usage;

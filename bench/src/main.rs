@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use towpath_bench::results::Results;
+use towpath_bench::timings::Micro;
 use towpath_bench::{forwarder, relay, report};
 
 #[derive(Parser)]
@@ -23,11 +24,26 @@ struct Arguments {
 enum Command {
     /// Measure coturn, Towpath on both drivers, and the yardstick, in namespaces of their own
     Relay(relay::Options),
+    /// Gather what `cargo bench` and the program `instructions` found
+    Micro {
+        /// Where criterion left its estimates
+        #[arg(long)]
+        criterion: PathBuf,
+        /// The counts of instructions
+        #[arg(long)]
+        instructions: PathBuf,
+        /// Where the costs are written
+        #[arg(long, default_value = "bench/results/micro.json")]
+        out: PathBuf,
+    },
     /// Write the page of the documentation from results
     Report {
-        /// The results
+        /// The results of the relays; not there: no such part
         #[arg(long, default_value = "bench/results/relay.json")]
         results: PathBuf,
+        /// The costs of the parts; not there: no such part
+        #[arg(long, default_value = "bench/results/micro.json")]
+        micro: PathBuf,
         /// The hand-written part of the page
         #[arg(long, default_value = "bench/method.md")]
         method: PathBuf,
@@ -43,16 +59,26 @@ enum Command {
 fn main() -> Result<()> {
     match Arguments::parse().command {
         Command::Relay(options) => relay::run(&options),
+        Command::Micro {
+            criterion,
+            instructions,
+            out,
+        } => Micro::gather(&criterion, &instructions)?.write(&out),
         Command::Report {
             results,
+            micro,
             method,
             out,
         } => {
-            let results = Results::read(&results)?;
-            let method = fs::read_to_string(&method)
+            let mut page = fs::read_to_string(&method)
                 .with_context(|| format!("reading {}", method.display()))?;
-            fs::write(&out, report::page(&results, &method))
-                .with_context(|| format!("writing {}", out.display()))
+            if results.exists() {
+                page = report::page(&Results::read(&results)?, &page);
+            }
+            if micro.exists() {
+                report::micro_page(&mut page, &Micro::read(&micro)?);
+            }
+            fs::write(&out, page).with_context(|| format!("writing {}", out.display()))
         }
         Command::Forwarder(table) => forwarder::run(table),
     }

@@ -12,6 +12,7 @@ use crate::results::{
 };
 use crate::statistics::{self, Summary};
 use crate::svg;
+use crate::timings::{Micro, Timing};
 
 /// File of the results.
 pub const RESULTS_FILE: &str = "relay.json";
@@ -325,6 +326,36 @@ fn allocation_page(text: &mut String, results: &Results) {
             each(IDLE_ALLOCATIONS, many)
         );
     }
+}
+
+/// Appends what the parts of the packet path cost by themselves.
+pub fn micro_page(text: &mut String, micro: &Micro) {
+    let setting = &micro.setting;
+    let _ = write!(
+        text,
+        "\n## The parts by themselves\n\nFrom `cargo xtask bench micro`: {} ({} CPUs), Linux {}, commit {}. Times are medians \
+         with their 95 % interval; instructions are counted by callgrind and hardly vary.\n\n\
+         | operation | ns | instructions |\n|---|---|---|\n",
+        setting.cpu, setting.cpus, setting.kernel, setting.commit,
+    );
+    for (name, count) in &micro.instructions {
+        let time = micro.timings.get(name).map_or("–".to_owned(), nanoseconds);
+        let _ = writeln!(text, "| {name} | {time} | {count:.0} |");
+    }
+    for (name, timing) in &micro.timings {
+        if !micro.instructions.contains_key(name) {
+            let _ = writeln!(text, "| {name} | {} | |", nanoseconds(timing));
+        }
+    }
+}
+
+fn nanoseconds(timing: &Timing) -> String {
+    let Timing {
+        median_ns,
+        low_ns,
+        high_ns,
+    } = timing;
+    format!("{median_ns:.1} ({low_ns:.1}–{high_ns:.1})")
 }
 
 fn figures_page(text: &mut String, results: &Results) {

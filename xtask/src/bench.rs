@@ -1,8 +1,9 @@
 //! `cargo xtask bench`: builds what is measured in release mode and measures it.
 
+use std::fs;
 use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
 
 use crate::prerequisites::{self, BENCH};
@@ -18,7 +19,7 @@ pub(crate) struct Arguments {
 enum Suite {
     /// The relay on both drivers beside coturn and a plain forwarder (root).
     Relay(Relay),
-    /// The parts of the packet path: criterion timings.
+    /// The parts of the packet path: criterion timings and instruction counts.
     Micro(Micro),
 }
 
@@ -31,7 +32,7 @@ struct Relay {
 
 #[derive(Args)]
 struct Micro {
-    /// Handed to criterion as they are.
+    /// Handed to criterion as they are; then nothing is written to the results.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     options: Vec<String>,
 }
@@ -39,11 +40,7 @@ struct Micro {
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     match &arguments.suite {
         Suite::Relay(relay) => run_relay(relay),
-        Suite::Micro(micro) => process::run(
-            process::cargo()
-                .args(["bench", "--package", "towpath-bench", "--"])
-                .args(&micro.options),
-        ),
+        Suite::Micro(micro) => run_micro(micro),
     }
 }
 
@@ -59,4 +56,44 @@ fn run_relay(relay: &Relay) -> Result<()> {
             .arg("relay")
             .args(&relay.options),
     )
+}
+
+fn run_micro(micro: &Micro) -> Result<()> {
+    prerequisites::install(BENCH)?;
+    let release = process::target_directory()?.join("release");
+    let scratch = process::target_directory()?.join("xtask").join("micro");
+    // What earlier runs left there would pass for results of this one.
+    if scratch.exists() {
+        fs::remove_dir_all(&scratch)
+            .with_context(|| format!("cannot remove {}", scratch.display()))?;
+    }
+    let (timings, instructions) = (scratch.join("criterion"), scratch.join("instructions.json"));
+    process::run(
+        process::cargo()
+            .env("CRITERION_HOME", &timings)
+            .args(["bench", "--package", "towpath-bench", "--"])
+            .args(&micro.options),
+    )?;
+    if !micro.options.is_empty() {
+        return Ok(());
+    }
+    process::run(process::cargo().args(["build", "--release", "--package", "towpath-bench"]))?;
+    process::run(
+        Command::new(release.join("instructions"))
+            .arg("--out")
+            .arg(&instructions),
+    )?;
+    let bench = |name: &str| {
+        let mut command = Command::new(release.join("towpath-bench"));
+        command.current_dir(process::root()).arg(name);
+        command
+    };
+    process::run(
+        bench("micro")
+            .arg("--criterion")
+            .arg(&timings)
+            .arg("--instructions")
+            .arg(&instructions),
+    )?;
+    process::run(&mut bench("report"))
 }

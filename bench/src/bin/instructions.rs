@@ -14,8 +14,8 @@ use towpath_bench::micro;
 #[derive(Parser)]
 struct Arguments {
     /// Where the counts are written as JSON
-    #[arg(long, default_value = "bench/results/instructions.json")]
-    out: PathBuf,
+    #[arg(long)]
+    out: Option<PathBuf>,
     /// Run one operation this often instead, under callgrind
     #[arg(long, hide = true, requires = "operation")]
     times: Option<u64>,
@@ -43,12 +43,15 @@ fn main() -> Result<()> {
         println!("{name:20} {count:8.1} instructions");
         counts.insert(name, count);
     }
-    if let Some(directory) = arguments.out.parent() {
+    let Some(out) = arguments.out else {
+        return Ok(());
+    };
+    if let Some(directory) = out.parent() {
         fs::create_dir_all(directory)
             .with_context(|| format!("creating {}", directory.display()))?;
     }
     let text = serde_json::to_string_pretty(&counts)? + "\n";
-    fs::write(&arguments.out, text).with_context(|| format!("writing {}", arguments.out.display()))
+    fs::write(&out, text).with_context(|| format!("writing {}", out.display()))
 }
 
 /// Instructions inside the operation, of all its runs.
