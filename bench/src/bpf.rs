@@ -1,132 +1,26 @@
-//! bpf(2) by hand: an array map mapped into memory and an XDP program given as instructions. Enough for
-//! the sinks, and no eBPF toolchain is needed to build the bench.
+//! bpf(2) by hand: maps, XDP programs given as instructions, test runs. Enough for the bench's own
+//! programs.
 
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::assembler::Instruction;
+
 const MAP_CREATE: i32 = 0;
+const MAP_UPDATE_ELEM: i32 = 2;
 const PROG_LOAD: i32 = 5;
+const PROG_TEST_RUN: i32 = 10;
 const LINK_CREATE: i32 = 28;
+const MAP_TYPE_HASH: u32 = 1;
 const MAP_TYPE_ARRAY: u32 = 2;
 const PROG_TYPE_XDP: u32 = 6;
 const ATTACH_TYPE_XDP: u32 = 37;
 const MMAPABLE: u32 = 1 << 10;
 const DRIVER_MODE: u32 = 1 << 2;
-
-/// Helper number of `bpf_ktime_get_ns`.
-pub const KTIME_GET_NS: i32 = 5;
-
-/// One instruction.
-#[repr(C)]
-#[derive(Clone, Copy, Debug)]
-pub struct Instruction {
-    code: u8,
-    registers: u8,
-    offset: i16,
-    immediate: i32,
-}
-
-const _: () = assert!(
-    size_of::<Instruction>() == 8,
-    "the kernel's instruction has eight bytes"
-);
-
-impl Instruction {
-    const fn new(code: u8, destination: u8, source: u8, offset: i16, immediate: i32) -> Self {
-        Self {
-            code,
-            registers: source << 4 | destination,
-            offset,
-            immediate,
-        }
-    }
-
-    /// `destination = immediate`
-    pub const fn set(destination: u8, immediate: i32) -> Self {
-        Self::new(0xb7, destination, 0, 0, immediate)
-    }
-
-    /// `destination = source`
-    pub const fn copy(destination: u8, source: u8) -> Self {
-        Self::new(0xbf, destination, source, 0, 0)
-    }
-
-    /// `destination += immediate`
-    pub const fn add(destination: u8, immediate: i32) -> Self {
-        Self::new(0x07, destination, 0, 0, immediate)
-    }
-
-    /// `destination += source`
-    pub const fn add_register(destination: u8, source: u8) -> Self {
-        Self::new(0x0f, destination, source, 0, 0)
-    }
-
-    /// `destination -= source`
-    pub const fn subtract_register(destination: u8, source: u8) -> Self {
-        Self::new(0x1f, destination, source, 0, 0)
-    }
-
-    /// `destination <<= immediate`
-    pub const fn shift_left(destination: u8, immediate: i32) -> Self {
-        Self::new(0x67, destination, 0, 0, immediate)
-    }
-
-    /// `destination = *(u32 *)(source + offset)`
-    pub const fn load_u32(destination: u8, source: u8, offset: i16) -> Self {
-        Self::new(0x61, destination, source, offset, 0)
-    }
-
-    /// `destination = *(u64 *)(source + offset)`
-    pub const fn load_u64(destination: u8, source: u8, offset: i16) -> Self {
-        Self::new(0x79, destination, source, offset, 0)
-    }
-
-    /// `*(u64 *)(destination + offset) = source`
-    pub const fn store_u64(destination: u8, offset: i16, source: u8) -> Self {
-        Self::new(0x7b, destination, source, offset, 0)
-    }
-
-    /// Skips `offset` instructions where `left > right`.
-    pub const fn jump_if_greater(left: u8, right: u8, offset: i16) -> Self {
-        Self::new(0x2d, left, right, offset, 0)
-    }
-
-    /// Skips `offset` instructions where `left == immediate`.
-    pub const fn jump_if_equal(left: u8, immediate: i32, offset: i16) -> Self {
-        Self::new(0x15, left, 0, offset, immediate)
-    }
-
-    /// Skips `offset` instructions where `left >= immediate`.
-    pub const fn jump_if_at_least(left: u8, immediate: i32, offset: i16) -> Self {
-        Self::new(0x35, left, 0, offset, immediate)
-    }
-
-    /// Skips `offset` instructions where the low half of `left` is not `immediate`.
-    pub const fn jump_if_low_not_equal(left: u8, immediate: i32, offset: i16) -> Self {
-        Self::new(0x56, left, 0, offset, immediate)
-    }
-
-    /// Calls a helper.
-    pub const fn call(helper: i32) -> Self {
-        Self::new(0x85, 0, 0, 0, helper)
-    }
-
-    /// Ends the program with the verdict in register 0.
-    pub const fn exit() -> Self {
-        Self::new(0x95, 0, 0, 0, 0)
-    }
-
-    /// `destination =` address of the only value of `map`. Two instructions long.
-    pub fn map_value(destination: u8, map: &SharedValue) -> [Self; 2] {
-        const PSEUDO_MAP_VALUE: u8 = 2;
-        [
-            Self::new(0x18, destination, PSEUDO_MAP_VALUE, 0, map.fd.as_raw_fd()),
-            Self::new(0, 0, 0, 0, 0),
-        ]
-    }
-}
+/// A tested program may lengthen its frame by this.
+const TEST_HEADROOM: usize = 256;
 
 #[repr(C)]
 struct MapCreate {
@@ -156,16 +50,52 @@ struct LinkCreate {
     flags: u32,
 }
 
-fn bpf<T>(command: i32, attributes: &T) -> io::Result<OwnedFd> {
+#[repr(C)]
+struct MapElement {
+    map: u32,
+    padding: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct TestRun {
+    program: u32,
+    verdict: u32,
+    data_in_bytes: u32,
+    data_out_bytes: u32,
+    data_in: u64,
+    data_out: u64,
+    repeat: u32,
+    duration_ns: u32,
+    context_in_bytes: u32,
+    context_out_bytes: u32,
+    context_in: u64,
+    context_out: u64,
+    flags: u32,
+    cpu: u32,
+    batch: u32,
+    padding: u32,
+}
+
+fn bpf<T>(command: i32, attributes: &mut T) -> io::Result<RawFd> {
     let size = size_of::<T>();
     // SAFETY: the attributes live through the call and have the size given; pointers in them come from
     // live borrows of the callers below.
-    let fd = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attributes), size) };
-    if fd < 0 {
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size) };
+    if result < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: all three commands return a new descriptor that belongs to nobody else.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+    Ok(result as RawFd)
+}
+
+fn bpf_object<T>(command: i32, attributes: &mut T) -> io::Result<OwnedFd> {
+    let fd = bpf(command, attributes)?;
+    // SAFETY: the commands given here return a new descriptor that belongs to nobody else.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// An array of 64-bit words that a program writes and the bench reads.
@@ -183,14 +113,14 @@ unsafe impl Sync for SharedValue {}
 impl SharedValue {
     /// A map with one value of `count` words, all zero.
     pub fn new(count: usize) -> io::Result<Self> {
-        let attributes = MapCreate {
+        let mut attributes = MapCreate {
             map_type: MAP_TYPE_ARRAY,
             key_size: 4,
             value_size: (count * 8) as u32,
             max_entries: 1,
             map_flags: MMAPABLE,
         };
-        let fd = bpf(MAP_CREATE, &attributes)?;
+        let fd = bpf_object(MAP_CREATE, &mut attributes)?;
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         let null = std::ptr::null_mut();
         // SAFETY: asks for a new mapping anywhere; touches no existing memory.
@@ -225,6 +155,12 @@ impl SharedValue {
     }
 }
 
+impl AsFd for SharedValue {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
 impl Drop for SharedValue {
     fn drop(&mut self) {
         // SAFETY: unmaps exactly what `new` mapped; no borrow of the words outlives `self`.
@@ -232,16 +168,72 @@ impl Drop for SharedValue {
     }
 }
 
-/// A loaded XDP program, attached to an interface until dropped.
-pub struct XdpLink {
-    _link: OwnedFd,
+/// A hash map of fixed size, filled by the bench and read by a program.
+pub struct Table {
+    fd: OwnedFd,
+    key_bytes: usize,
+    value_bytes: usize,
 }
 
-impl XdpLink {
-    /// Loads a program and attaches it, in the driver, to an interface of the caller's namespace.
-    pub fn attach(instructions: &[Instruction], interface: u32) -> io::Result<Self> {
+impl Table {
+    /// An empty map.
+    pub fn new(key_bytes: usize, value_bytes: usize, capacity: u32) -> io::Result<Self> {
+        let mut attributes = MapCreate {
+            map_type: MAP_TYPE_HASH,
+            key_size: key_bytes as u32,
+            value_size: value_bytes as u32,
+            max_entries: capacity,
+            map_flags: 0,
+        };
+        Ok(Self {
+            fd: bpf_object(MAP_CREATE, &mut attributes)?,
+            key_bytes,
+            value_bytes,
+        })
+    }
+
+    /// Adds an entry, or replaces it.
+    pub fn insert(&self, key: &[u8], value: &[u8]) -> io::Result<()> {
+        assert!(
+            (key.len(), value.len()) == (self.key_bytes, self.value_bytes),
+            "entries have the size the map was made for"
+        );
+        let mut attributes = MapElement {
+            map: self.fd.as_raw_fd() as u32,
+            padding: 0,
+            key: key.as_ptr() as u64,
+            value: value.as_ptr() as u64,
+            flags: 0,
+        };
+        bpf(MAP_UPDATE_ELEM, &mut attributes).map(drop)
+    }
+}
+
+impl AsFd for Table {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// What a test run came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tested {
+    /// The program's verdict, of its last run.
+    pub verdict: i32,
+    /// The frame it left behind.
+    pub frame: Vec<u8>,
+    /// Nanoseconds per run, the kernel's own loop included.
+    pub duration_ns: u32,
+}
+
+/// A loaded XDP program.
+pub struct XdpProgram(OwnedFd);
+
+impl XdpProgram {
+    /// Loads a program. An error contains what the verifier said.
+    pub fn load(instructions: &[Instruction]) -> io::Result<Self> {
         let mut log = vec![0_u8; 64 * 1024];
-        let attributes = ProgramLoad {
+        let mut attributes = ProgramLoad {
             program_type: PROG_TYPE_XDP,
             instruction_count: instructions.len() as u32,
             instructions: instructions.as_ptr() as u64,
@@ -250,21 +242,52 @@ impl XdpLink {
             log_size: log.len() as u32,
             log_buffer: log.as_mut_ptr() as u64,
         };
-        let program = bpf(PROG_LOAD, &attributes).map_err(|error| {
+        let program = bpf_object(PROG_LOAD, &mut attributes).map_err(|error| {
             let end = log.iter().position(|&byte| byte == 0).unwrap_or(0);
             io::Error::new(
                 error.kind(),
                 format!("{error}: {}", String::from_utf8_lossy(&log[..end])),
             )
         })?;
-        let attributes = LinkCreate {
-            program: program.as_raw_fd() as u32,
+        Ok(Self(program))
+    }
+
+    /// Attaches it, in the driver, to an interface of the caller's namespace.
+    pub fn attach(&self, interface: u32) -> io::Result<XdpLink> {
+        let mut attributes = LinkCreate {
+            program: self.0.as_raw_fd() as u32,
             target_interface: interface,
             attach_type: ATTACH_TYPE_XDP,
             flags: DRIVER_MODE,
         };
-        Ok(Self {
-            _link: bpf(LINK_CREATE, &attributes)?,
+        Ok(XdpLink {
+            _link: bpf_object(LINK_CREATE, &mut attributes)?,
         })
     }
+
+    /// Runs it on a frame, `repeat` times. Each run after the first gets what the one before it left.
+    pub fn test(&self, frame: &[u8], repeat: u32) -> io::Result<Tested> {
+        let mut output = vec![0_u8; frame.len() + TEST_HEADROOM];
+        let mut attributes = TestRun {
+            program: self.0.as_raw_fd() as u32,
+            data_in_bytes: frame.len() as u32,
+            data_out_bytes: output.len() as u32,
+            data_in: frame.as_ptr() as u64,
+            data_out: output.as_mut_ptr() as u64,
+            repeat,
+            ..TestRun::default()
+        };
+        bpf(PROG_TEST_RUN, &mut attributes)?;
+        output.truncate(attributes.data_out_bytes as usize);
+        Ok(Tested {
+            verdict: attributes.verdict as i32,
+            frame: output,
+            duration_ns: attributes.duration_ns,
+        })
+    }
+}
+
+/// A program is attached to an interface until this is dropped.
+pub struct XdpLink {
+    _link: OwnedFd,
 }

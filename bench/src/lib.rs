@@ -1,6 +1,7 @@
 //! Measures relays side by side: see `docs/BENCHMARKS.md` for the method.
 
 pub mod allocations;
+pub mod assembler;
 pub mod batch;
 pub mod bpf;
 pub mod control;

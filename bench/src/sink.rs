@@ -4,7 +4,8 @@
 use std::io;
 use std::sync::atomic::Ordering;
 
-use crate::bpf::{Instruction as I, KTIME_GET_NS, SharedValue, XdpLink};
+use crate::assembler::{Assembler, Instruction as I, KTIME_GET_NS, verdict};
+use crate::bpf::{SharedValue, XdpLink, XdpProgram};
 use crate::packet::{MAGIC, Stamp};
 
 /// Delay samples of one run; sample numbers go from 1 to below this.
@@ -24,7 +25,8 @@ impl Sink {
     /// the bench's payload begins.
     pub fn attach(interface: u32, payload_offset: usize) -> io::Result<Self> {
         let memory = SharedValue::new(HEADER_WORDS + SAMPLE_CAPACITY as usize)?;
-        let link = XdpLink::attach(&program(&memory, payload_offset), interface)?;
+        let program = XdpProgram::load(&program(&memory, payload_offset))?;
+        let link = program.attach(interface)?;
         Ok(Self {
             memory,
             _link: link,
@@ -68,43 +70,45 @@ fn program(memory: &SharedValue, payload_offset: usize) -> Vec<I> {
     const VALUE: u8 = 7;
     const NUMBER: u8 = 8;
     const SCHEDULED: u8 = 9;
-    const XDP_DROP: i32 = 1;
-    const XDP_PASS: i32 = 2;
 
     let offset = payload_offset as i16;
-    let [value, value_high] = I::map_value(VALUE, memory);
     let samples_offset = (HEADER_WORDS * 8) as i16;
-    let instructions = vec![
+    let mut sink = Assembler::default();
+    let (drop, pass) = (sink.label(), sink.label());
+    sink.then([
         I::load_u32(DATA, CONTEXT, 0),
         I::load_u32(END, CONTEXT, 4),
         I::copy(SCRATCH, DATA),
         I::add(SCRATCH, (payload_offset + Stamp::BYTES) as i32),
-        I::jump_if_greater(SCRATCH, END, 19),
-        I::load_u32(SCRATCH, DATA, offset + Stamp::MAGIC_OFFSET as i16),
-        I::jump_if_low_not_equal(SCRATCH, i32::from_ne_bytes(MAGIC), 17),
-        value,
-        value_high,
+    ]);
+    sink.jump(I::jump_if_greater(SCRATCH, END), pass);
+    sink.then([I::load_u32(
+        SCRATCH,
+        DATA,
+        offset + Stamp::MAGIC_OFFSET as i16,
+    )]);
+    let magic = i32::from_ne_bytes(MAGIC);
+    sink.jump(I::jump_if_low_not_equal(SCRATCH, magic), pass);
+    sink.map_value(VALUE, memory);
+    sink.then([
         I::load_u64(SCRATCH, VALUE, (PACKETS_WORD * 8) as i16),
         I::add(SCRATCH, 1),
         I::store_u64(VALUE, (PACKETS_WORD * 8) as i16, SCRATCH),
         I::load_u32(NUMBER, DATA, offset + Stamp::NUMBER_OFFSET as i16),
-        I::jump_if_equal(NUMBER, 0, 8),
-        I::jump_if_at_least(NUMBER, SAMPLE_CAPACITY as i32, 7),
+    ]);
+    sink.jump(I::jump_if_equal(NUMBER, 0), drop);
+    sink.jump(I::jump_if_at_least(NUMBER, SAMPLE_CAPACITY as i32), drop);
+    sink.then([
         I::load_u64(SCHEDULED, DATA, offset + Stamp::SCHEDULED_OFFSET as i16),
         I::call(KTIME_GET_NS),
         I::subtract_register(VERDICT, SCHEDULED),
         I::shift_left(NUMBER, 3),
         I::add_register(VALUE, NUMBER),
         I::store_u64(VALUE, samples_offset, VERDICT),
-        I::copy(SCRATCH, VERDICT),
-        I::set(VERDICT, XDP_DROP),
-        I::exit(),
-        I::set(VERDICT, XDP_PASS),
-        I::exit(),
-    ];
-    assert!(
-        instructions.len() == 26,
-        "the jump distances above count on it"
-    );
-    instructions
+    ]);
+    sink.place(drop);
+    sink.then([I::set(VERDICT, verdict::DROP), I::exit()]);
+    sink.place(pass);
+    sink.then([I::set(VERDICT, verdict::PASS), I::exit()]);
+    sink.finish()
 }
