@@ -17,6 +17,7 @@ pub mod packet;
 pub mod relay;
 pub mod report;
 pub mod results;
+pub mod rewriter;
 pub mod rig;
 pub mod search;
 pub mod server;
