@@ -60,6 +60,7 @@ impl Lab {
                 },
                 ..RelayLimits::default()
             },
+            offload: false,
             nonce_secret: [7; 32],
         };
         config.validate().expect("a valid configuration");

@@ -270,6 +270,7 @@ fn relay_config() -> Result<RelayConfig> {
             deny: vec![],
         },
         limits: RelayLimits::default(),
+        offload: false,
         nonce_secret: [9; 32],
     })
 }

@@ -84,6 +84,23 @@ impl RouteKey {
             reserved: [0; 2],
         }
     }
+
+    /// The address and port packets with this key come from.
+    pub fn sent_from(&self) -> SocketAddr {
+        let port = u16::from_be_bytes(self.source_port);
+        SocketAddr::new(unmapped(self.source), port)
+    }
+
+    /// The address and port of ours they are sent to.
+    pub fn sent_to(&self) -> SocketAddr {
+        let port = u16::from_be_bytes(self.local_port);
+        SocketAddr::new(unmapped(self.local), port)
+    }
+
+    /// The channel they name; 0 for plain UDP.
+    pub fn channel_number(&self) -> u16 {
+        u16::from_be_bytes(self.channel)
+    }
 }
 
 /// What becomes of a packet that has a route.
@@ -280,6 +297,11 @@ pub fn mapped(address: IpAddr) -> [u8; 16] {
     }
 }
 
+/// The address behind its IPv6 form.
+pub fn unmapped(address: [u8; 16]) -> IpAddr {
+    IpAddr::V6(address.into()).to_canonical()
+}
+
 const _: () = {
     assert!(size_of::<RouteKey>() == 40);
     assert!(size_of::<Route>() == 64);
@@ -301,6 +323,19 @@ mod tests {
         assert_eq!(key.local[..4], [0x20, 0x01, 0x0d, 0xb8]);
         assert_eq!(key.source_port, [0x12, 0x34]);
         assert_eq!(key.channel, [0x40, 0x01]);
+    }
+
+    #[test]
+    fn a_key_gives_back_the_addresses_it_was_made_of() {
+        for (source, local) in [
+            ("192.0.2.7:4660", "198.51.100.1:3478"),
+            ("[2001:db8::7]:1", "192.0.2.1:65535"),
+        ] {
+            let [source, local] = [source, local].map(|text| text.parse().expect("an address"));
+            let key = RouteKey::new(source, local, 0x7fff);
+            assert_eq!((key.sent_from(), key.sent_to()), (source, local));
+            assert_eq!(key.channel_number(), 0x7fff);
+        }
     }
 
     #[test]

@@ -3,12 +3,14 @@
 //!
 //! It never panics, comes to rest without time passing, answers strangers with little, sends only from
 //! ports that are open, and gives every port back once its clients have been silent for long enough.
+//! What the kernel is told to forward by itself, the machine would forward just so.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use towpath_ebpf_common::route::RouteKey;
 use towpath_proto::access::AccessRules;
 use towpath_proto::credentials::LongTermKey;
 use towpath_proto::machine::{
@@ -16,7 +18,7 @@ use towpath_proto::machine::{
 };
 use towpath_proto::relay::{
     Credential, PortError, Relay, RelayAddress, RelayCommand, RelayConfig, RelayEvent, RelayLimits,
-    RelayShared,
+    RelayShared, RouteTarget,
 };
 use towpath_proto::wire::attribute::{
     AdditionalAddressFamily, Algorithm, ChannelNumberValue, Data, DontFragment, EvenPort, Family,
@@ -45,6 +47,8 @@ struct World {
     config: RelayConfig,
     key: IntegrityKey,
     ports: BTreeMap<PortId, SocketAddr>,
+    /// What the kernel would forward by itself.
+    routes: BTreeMap<RouteKey, RouteTarget>,
     /// OpenPort commands that were not answered yet.
     waiting: Vec<(PortId, SocketAddr)>,
     shell: Shell,
@@ -81,6 +85,7 @@ pub(crate) fn fuzz(data: &[u8]) {
             .collect(),
         access: AccessRules::default(),
         limits: RelayLimits::default(),
+        offload: true,
         nonce_secret: [3; 32],
     };
     config.validate().expect("the configuration is sound");
@@ -91,6 +96,7 @@ pub(crate) fn fuzz(data: &[u8]) {
         config,
         key: IntegrityKey::new(key.as_bytes()),
         ports: BTreeMap::new(),
+        routes: BTreeMap::new(),
         waiting: Vec::new(),
         shell: Shell::Opens,
         nonces: BTreeMap::new(),
@@ -100,6 +106,7 @@ pub(crate) fn fuzz(data: &[u8]) {
     while !input.is_empty() {
         world.step(&mut input);
         world.run();
+        world.check_routes();
     }
     world.be_silent();
 }
@@ -205,6 +212,10 @@ impl World {
                     (RelayCommand::ClosePort { port }, _) => {
                         assert!(self.ports.remove(&port).is_some(), "{port:?} is not open");
                     }
+                    (RelayCommand::SetRoute { key, route }, _) => self.set(key, &route),
+                    (RelayCommand::RemoveRoute { key }, _) => {
+                        assert!(self.routes.remove(&key).is_some(), "no route has {key:?}");
+                    }
                     (RelayCommand::Notify(_), _) => {}
                 }
             }
@@ -221,6 +232,63 @@ impl World {
             }
         }
         panic!("the relay does not come to rest at {:?}", self.now);
+    }
+
+    fn set(&mut self, key: RouteKey, route: &RouteTarget) {
+        let relayed = if route.channel.is_some() {
+            key.sent_to()
+        } else {
+            route.source
+        };
+        let is_open = self.ports.values().any(|open| *open == relayed);
+        assert!(is_open, "a route for {relayed}, which is not open");
+        self.routes.insert(key, *route);
+    }
+
+    /// Lets the machine forward what the kernel would, and compares.
+    fn check_routes(&mut self) {
+        for (key, route) in self.routes.clone() {
+            if route.expires <= self.now {
+                continue;
+            }
+            let mut payload = b"data".to_vec();
+            let socket = match key.channel {
+                [0, 0] => {
+                    let mut ports = self.ports.iter();
+                    let port = ports.find(|(_, local)| **local == key.sent_to());
+                    Socket::Relayed(*port.expect("the route's port is open").0)
+                }
+                [high, low] => {
+                    payload.splice(..0, [high, low, 0, 4]);
+                    Socket::Listener(ListenerId(0))
+                }
+            };
+            let datagram = Datagram {
+                socket,
+                local: key.sent_to().ip(),
+                remote: key.sent_from(),
+                payload: &mut payload,
+            };
+            let transmit = self.relay.handle_datagram(self.now, datagram);
+            let transmit = transmit.expect("the machine forwards what the kernel would");
+            let source = match transmit.socket {
+                Socket::Relayed(port) => self.ports[&port],
+                Socket::Listener(_) => SocketAddr::new(transmit.source.expect("it is told"), 3478),
+            };
+            let header = route.channel.map(|channel| {
+                let [high, low] = channel.number().to_be_bytes();
+                [high, low, 0, 4]
+            });
+            assert_eq!(
+                (source, transmit.destination, transmit.prefix.as_bytes()),
+                (
+                    route.source,
+                    route.destination,
+                    header.as_ref().map_or(&[][..], |header| &header[..])
+                )
+            );
+            assert_eq!(payload[transmit.payload.clone()], *b"data");
+        }
     }
 
     fn sent(&mut self, transmit: &Transmit, buffer: &[u8]) {
@@ -371,11 +439,13 @@ impl World {
             self.run();
         }
         assert!(self.ports.is_empty(), "{:?} are still open", self.ports);
+        assert!(self.routes.is_empty(), "{:?} are left", self.routes);
         let counters = self.relay.counters();
         assert_eq!(
             (counters.allocations.value(), counters.ports_in_use.value()),
             (0, 0)
         );
+        assert_eq!(counters.routes.value(), 0);
     }
 }
 

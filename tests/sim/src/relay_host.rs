@@ -369,6 +369,7 @@ impl<M: Machine<Command = RelayCommand, Event = RelayEvent>> RelayHost<M> {
                     let local = local.unwrap_or_else(|| panic!("{port:?} is not open"));
                     changes.push(PortChange::Close(local));
                 }
+                RelayCommand::SetRoute { .. } | RelayCommand::RemoveRoute { .. } => {}
                 RelayCommand::Notify(notice) => self.notices.add(notice),
             }
         }
@@ -399,6 +400,7 @@ impl<M: Machine<Command = RelayCommand, Event = RelayEvent>> RelayHost<M> {
                 assert_eq!(self.owners.remove(&local), Some((shard, port)));
                 assert!(context.network.close(context.host, local));
             }
+            RelayCommand::SetRoute { .. } | RelayCommand::RemoveRoute { .. } => {}
             RelayCommand::Notify(_) => {}
         }
     }

@@ -182,6 +182,7 @@ impl RelaySpec {
                 deny: self.denied.iter().map(prefix).collect(),
             },
             limits: self.limits.clone(),
+            offload: false,
             nonce_secret,
         }
     }

@@ -267,6 +267,11 @@ impl PeerPolicy {
         ));
     }
 
+    /// Whether this is an address of our host.
+    pub(crate) fn is_own(&self, address: IpAddr) -> bool {
+        self.own.iter().any(|(known, _)| *known == address)
+    }
+
     /// Whether `allow` names this address of our host.
     fn is_opened(&self, address: IpAddr) -> bool {
         self.rules.allow.iter().any(|prefix| {

@@ -17,7 +17,9 @@ mod users;
 
 pub use config::{RelayAddress, RelayConfig, RelayConfigError, RelayLimits};
 pub use counters::{Counter, DropReason, ERROR_CODES, RelayCounters, RequestKind};
-pub use event::{AllocationOwner, EndReason, Notice, PortError, RelayCommand, RelayEvent, Traffic};
+pub use event::{
+    AllocationOwner, EndReason, Notice, PortError, RelayCommand, RelayEvent, RouteTarget, Traffic,
+};
 pub use shared::RelayShared;
 pub use strangers::StrangerLimits;
 pub use users::{Credential, User, Users};
@@ -41,7 +43,7 @@ use crate::nonce::NonceKey;
 use crate::ports::PortPool;
 use crate::slots::Slots;
 use crate::timer::Timers;
-use crate::turn::server::{Allocations, Deleted, FromPeer, is_in_a_loop};
+use crate::turn::server::{Allocations, Deleted, FromPeer, Routes, is_in_a_loop};
 use crate::wire::{Class, Kind, Message, Method, ParseError, classify};
 use crate::{Machine, Timestamp};
 use outbox::Outbox;
@@ -75,6 +77,7 @@ pub struct Relay {
     pub(crate) outbox: Outbox,
     pub(crate) strangers: Strangers,
     pub(crate) commands: VecDeque<RelayCommand>,
+    pub(crate) routes: Routes,
     pub(crate) draining: bool,
     pub(crate) slots: Arc<dyn Slots>,
     /// This shard's part of the limit on everybody.
@@ -115,6 +118,7 @@ impl Relay {
             reserved: VecDeque::new(),
             outbox: Outbox::default(),
             commands: VecDeque::new(),
+            routes: Routes::new(&config),
             draining: false,
             slots: Arc::clone(shared.slots()),
             lease: Lease::EMPTY,
@@ -217,10 +221,12 @@ impl Relay {
             relay_addresses: self.config.relay_addresses.clone(),
             port_range: self.config.port_range.clone(),
             shards: self.config.shards,
+            offload: self.config.offload,
             nonce_secret: self.config.nonce_secret,
             ..config.clone()
         };
         self.policy = PeerPolicy::new(&config);
+        self.routes.limit(config.limits.max_routes);
         self.config = Arc::new(config);
         self.policy_version = self.policy_version.wrapping_add(1);
         self.rules_cursor = Some(0);
@@ -232,8 +238,12 @@ impl Relay {
             return;
         };
         let end = self.allocations.slots().min(start.saturating_add(budget));
-        (start..end).for_each(|index| self.judge_again(PortId(index), now));
-        self.rules_cursor = (end < self.allocations.slots()).then_some(end);
+        let mut next = start;
+        while next < end && !self.routes.is_busy() {
+            self.judge_again(PortId(next), now);
+            next += 1;
+        }
+        self.rules_cursor = (next < self.allocations.slots()).then_some(next);
     }
 
     /// The relayed transport address that clients and peers know.
@@ -299,7 +309,10 @@ impl Machine for Relay {
 
     fn handle_timeout(&mut self, now: Timestamp) {
         let mut budget = TIMEOUT_BUDGET;
-        while let Some(id) = self.timers.expire(now, &mut budget) {
+        // What is left stays due, and the shell calls again.
+        while !self.routes.is_busy()
+            && let Some(id) = self.timers.expire(now, &mut budget)
+        {
             self.allocation_timer(now, id);
         }
         self.collect_returned_ports();
@@ -312,11 +325,13 @@ impl Machine for Relay {
     }
 
     fn poll_command(&mut self) -> Option<RelayCommand> {
-        self.commands.pop_front()
+        // Routes first: those of a port go before it is closed.
+        self.routes.pop().or_else(|| self.commands.pop_front())
     }
 
     fn poll_timeout(&self) -> Option<Timestamp> {
-        let output = !self.outbox.is_empty() || !self.commands.is_empty();
+        let commands = !self.routes.is_idle() || !self.commands.is_empty();
+        let output = commands || !self.outbox.is_empty();
         if output || self.rules_cursor.is_some() || self.shared.has_returned(self.shard) {
             return Some(Timestamp::ZERO);
         }

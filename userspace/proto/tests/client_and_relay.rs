@@ -50,6 +50,7 @@ fn relay_config() -> RelayConfig {
         users: [("alice", alice)].into_iter().collect(),
         access: AccessRules::default(),
         limits: RelayLimits::default(),
+        offload: false,
         nonce_secret: [3; 32],
     }
 }
@@ -130,6 +131,7 @@ impl World {
                 RelayCommand::ClosePort { port } => {
                     self.ports.remove(&port).unwrap();
                 }
+                RelayCommand::SetRoute { .. } | RelayCommand::RemoveRoute { .. } => {}
                 RelayCommand::Notify(_) => {}
             }
         }

@@ -86,6 +86,7 @@ mod tests {
             users: Users::new(),
             access: Default::default(),
             limits: RelayLimits::default(),
+            offload: false,
             nonce_secret: [0; 32],
         };
         OwnAddresses::new(Arc::new(relay), Instant::now())

@@ -113,6 +113,7 @@ impl Plan {
             users,
             access: config.access.clone(),
             limits: RelayLimits::default(),
+            offload: false,
             nonce_secret,
         };
         relay.validate()?;

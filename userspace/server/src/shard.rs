@@ -62,6 +62,8 @@ impl towpath_engine::Host<Relay> for Host {
                 ports.close(port);
                 None
             }
+            // Not asked for without `RelayConfig::offload`.
+            RelayCommand::SetRoute { .. } | RelayCommand::RemoveRoute { .. } => None,
             RelayCommand::Notify(notice) => {
                 self.notices.push(notice);
                 None

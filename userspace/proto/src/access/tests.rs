@@ -38,6 +38,7 @@ fn config(allow: &[&str], deny: &[&str]) -> RelayConfig {
             deny: deny.iter().map(|text| prefix(text)).collect(),
         },
         limits: RelayLimits::default(),
+        offload: false,
         nonce_secret: [0; 32],
     }
 }

@@ -36,6 +36,8 @@ pub struct RelayConfig {
     pub access: AccessRules,
     /// Limits on everything a client can make the relay keep.
     pub limits: RelayLimits,
+    /// Whether the shell can let the kernel forward: without it no routes are asked for.
+    pub offload: bool,
     /// The secret behind nonces, the same in all shards. Random; never shown.
     pub nonce_secret: [u8; 32],
 }
@@ -190,6 +192,9 @@ pub struct RelayLimits {
     pub default_lifetime: Duration,
     /// Longest lifetime that is granted.
     pub max_lifetime: Duration,
+    /// Routes of one shard that the kernel is told of, two for each channel; further channels are
+    /// forwarded by the machine alone.
+    pub max_routes: u32,
     /// Answers to whoever has not authenticated.
     pub strangers: StrangerLimits,
 }
@@ -237,6 +242,7 @@ impl Default for RelayLimits {
             allocations_per_user: None,
             max_permissions: 256,
             max_channels: 256,
+            max_routes: 1 << 17,
             default_lifetime: Duration::from_secs(600),
             max_lifetime: Duration::from_secs(3600),
             strangers: StrangerLimits::default(),

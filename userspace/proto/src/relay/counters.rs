@@ -58,6 +58,10 @@ pub struct RelayCounters {
     pub binding_indications: Counter,
     /// Requests that were answered from memory because they were retransmissions.
     pub retransmissions: Counter,
+    /// Routes that the shell was told of, two for each channel that the kernel may forward.
+    pub routes: Counter,
+    /// Times that a channel got no routes because there were too many.
+    pub routes_over_limit: Counter,
     /// Notices that nobody fetched in time.
     pub notices_lost: Counter,
     requests: [Counter; RequestKind::ALL.len()],

@@ -4,8 +4,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use towpath_ebpf_common::route::{RouteKey, Target};
+
 use super::config::RelayConfig;
+use crate::Timestamp;
 use crate::machine::PortId;
+use crate::slots::PeerSlot;
+use crate::wire::ChannelNumber;
 
 /// What only a shell can do for a relay.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -23,8 +28,57 @@ pub enum RelayCommand {
         /// The port.
         port: PortId,
     },
+    /// Let the kernel forward the packets that `key` recognizes by itself, as `route` says; in place
+    /// of what it was told about that key before. Not answered: where it cannot be done, the shell
+    /// makes sure that no other route with this key is left, and the packets come to the machine.
+    SetRoute {
+        /// What the packets are recognized by.
+        key: RouteKey,
+        /// What becomes of them.
+        route: RouteTarget,
+    },
+    /// Let the packets that `key` recognizes come to the machine again; there may be no such route.
+    /// Not answered. The routes of a port are removed before its
+    /// [`ClosePort`](Self::ClosePort).
+    RemoveRoute {
+        /// What the packets are recognized by.
+        key: RouteKey,
+    },
     /// Something an operator may want to read.
     Notify(Notice),
+}
+
+/// What the kernel does with packets by itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RouteTarget {
+    /// Where they go.
+    pub destination: SocketAddr,
+    /// The address and port of this host they leave from.
+    pub source: SocketAddr,
+    /// The channel whose header they leave with; `None` for plain UDP.
+    pub channel: Option<ChannelNumber>,
+    /// Who pays for them as what a client sends.
+    pub up_slot: PeerSlot,
+    /// Who pays for them as what a client receives.
+    pub down_slot: PeerSlot,
+    /// When the route ends: from then on the packets come to the machine.
+    pub expires: Timestamp,
+}
+
+impl RouteTarget {
+    /// The route as the kernel's maps have it.
+    pub fn in_maps(&self, next_hop: u32, generation: u32) -> Target {
+        Target {
+            destination: self.destination,
+            source: self.source,
+            channel: self.channel.map_or(0, ChannelNumber::number),
+            up_slot: self.up_slot.0,
+            down_slot: self.down_slot.0,
+            next_hop,
+            generation,
+            expires: self.expires.as_nanos(),
+        }
+    }
 }
 
 /// What a shell tells a relay.

@@ -6,3 +6,4 @@ mod bindings;
 mod forwarding;
 mod lab;
 mod metering;
+mod routes;

@@ -11,12 +11,14 @@ mod nesting;
 mod permission;
 mod permissions;
 mod refresh;
+mod routes;
 
 pub(crate) use address::Flow;
 pub(crate) use allocation::{Allocation, Allocations};
 pub(crate) use data::FromPeer;
 pub(crate) use end::Deleted;
 pub(crate) use nesting::is_in_a_loop;
+pub(crate) use routes::Routes;
 
 use std::time::Duration;
 

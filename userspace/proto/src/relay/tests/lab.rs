@@ -5,6 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use towpath_ebpf_common::route::RouteKey;
+
 use crate::access::AccessRules;
 use crate::credentials::LongTermKey;
 use crate::machine::{Datagram, ListenerId, PortId, ShardId, Socket, Transmit};
@@ -52,6 +54,7 @@ pub(crate) fn config() -> RelayConfig {
         users: users.into_iter().collect(),
         access: AccessRules::default(),
         limits: RelayLimits::default(),
+        offload: true,
         nonce_secret: [9; 32],
     }
 }
@@ -69,6 +72,10 @@ pub(crate) struct Lab {
     pub(crate) now: Timestamp,
     pub(crate) shell: Shell,
     pub(crate) open: BTreeMap<u32, SocketAddr>,
+    /// What the kernel would forward by itself.
+    pub(crate) routes: BTreeMap<RouteKey, RouteTarget>,
+    /// Route commands so far.
+    pub(crate) route_commands: usize,
     pub(crate) notices: Vec<Notice>,
     pub(crate) sent: Vec<(Transmit, Vec<u8>)>,
     pub(crate) asked: Vec<PortId>,
@@ -90,6 +97,8 @@ impl Lab {
             now: Timestamp::ZERO + Duration::from_secs(1_000),
             shell: Shell::Opens,
             open: BTreeMap::new(),
+            routes: BTreeMap::new(),
+            route_commands: 0,
             notices: Vec::new(),
             sent: Vec::new(),
             asked: Vec::new(),
@@ -118,6 +127,14 @@ impl Lab {
                             self.open.remove(&port.0).is_some(),
                             "closed what is not open"
                         );
+                    }
+                    RelayCommand::SetRoute { key, route } => {
+                        self.routes.insert(key, route);
+                        self.route_commands += 1;
+                    }
+                    RelayCommand::RemoveRoute { key } => {
+                        assert!(self.routes.remove(&key).is_some(), "removed twice: {key:?}");
+                        self.route_commands += 1;
                     }
                     RelayCommand::Notify(notice) => self.notices.push(notice),
                 }
@@ -284,6 +301,50 @@ impl Lab {
     pub(crate) fn bind(&mut self, client: &str, number: u16, peer: &str) -> u16 {
         let attributes = [channel_number(number), xor_peer(peer)];
         code(&self.request(client, Method::CHANNEL_BIND, &attributes))
+    }
+
+    /// The route of packets from one address to another, if there is one now.
+    pub(crate) fn route(&self, from: &str, to: &str, channel: u16) -> Option<RouteTarget> {
+        let key = RouteKey::new(address(from), address(to), channel);
+        let route = self.routes.get(&key);
+        route.filter(|route| route.expires > self.now).copied()
+    }
+
+    /// Lets the machine forward what the kernel would, and compares. Returns how many routes are live.
+    pub(crate) fn check_routes(&mut self) -> usize {
+        let live: Vec<_> = self
+            .routes
+            .iter()
+            .filter(|(_, route)| route.expires > self.now)
+            .map(|(key, route)| (*key, *route))
+            .collect();
+        for (key, route) in &live {
+            let (local, channel) = (key.sent_to(), key.channel_number());
+            let (socket, bytes) = if channel == 0 {
+                let mut ports = self.open.iter();
+                let port = ports.find(|(_, open)| **open == local).unwrap().0;
+                (Socket::Relayed(PortId(*port)), b"data".to_vec())
+            } else {
+                let listener = ListenerId(u16::from(local.is_ipv6()));
+                (Socket::Listener(listener), channel_data(channel, b"data"))
+            };
+            let local = local.ip().to_string();
+            let sent = self.arrive(socket, &local, key.sent_from(), &bytes);
+            let (transmit, sent) = sent.unwrap_or_else(|| panic!("{route:?} is not the machine's"));
+            let source = match transmit.socket {
+                Socket::Relayed(port) => self.open[&port.0],
+                Socket::Listener(_) => SocketAddr::new(transmit.source.unwrap(), 3478),
+            };
+            let expected = match route.channel {
+                Some(number) => channel_data(number.number(), b"data"),
+                None => b"data".to_vec(),
+            };
+            assert_eq!(
+                (source, transmit.destination, sent),
+                (route.source, route.destination, expected)
+            );
+        }
+        live.len()
     }
 
     pub(crate) fn drops(&self, reason: DropReason) -> u64 {

@@ -2,6 +2,7 @@
 
 use super::address::PeerAddr;
 use super::channels::Channel;
+use super::routes::RouteState;
 use super::{CHANNEL_LIFETIME, unknown_attributes};
 use crate::Timestamp;
 use crate::auth::Authenticated;
@@ -67,7 +68,7 @@ impl Relay {
         let is_new = by_number.is_none_or(|known| known.peer() != peer);
         let full = allocation.channels.len() >= usize::from(limits.max_channels);
         if is_new && (full || by_number.is_some() || by_peer.is_some()) {
-            allocation.sweep(now, hasher);
+            allocation.sweep(now, hasher, &mut self.routes);
         }
         let no_room = allocation.channels.len() >= usize::from(limits.max_channels) && is_new;
         if no_room
@@ -76,22 +77,27 @@ impl Relay {
                 std::iter::once(peer.ip),
                 limits.max_permissions,
                 hasher,
+                &mut self.routes,
             )
         {
             return Err(Code::INSUFFICIENT_CAPACITY.into());
         }
+        // The same peer's: a binding of another one has been swept.
+        let known = allocation.channels.by_number(number, hasher);
         let expires = now + CHANNEL_LIFETIME;
         let channel = Channel {
             peer_ip: peer.ip,
             peer_port: peer.port,
             number,
             own,
-            usable_until: expires,
+            usable_until: known.map_or(now, |known| known.usable_until),
             expires,
+            route: known.map_or(RouteState::Absent, |known| known.route),
         };
         allocation.channels.insert(channel, hasher);
         // RFC 8656 §12.2: a ChannelBind also installs or refreshes a permission.
         allocation.permit(now, peer.ip, own, hasher);
+        self.follow_routes(now, id);
         Ok(())
     }
 }

@@ -4,6 +4,7 @@ use ahash::RandomState;
 use hashbrown::HashTable;
 
 use super::address::{CompactIp, PeerAddr};
+use super::routes::RouteState;
 use crate::Timestamp;
 use crate::access::OwnAddress;
 use crate::wire::ChannelNumber;
@@ -20,6 +21,8 @@ pub(crate) struct Channel {
     pub(crate) usable_until: Timestamp,
     /// The end of the binding.
     pub(crate) expires: Timestamp,
+    /// What the shell knows about its routes.
+    pub(crate) route: RouteState,
 }
 
 impl Channel {
@@ -203,6 +206,7 @@ mod tests {
             own: None,
             usable_until: expires,
             expires,
+            route: RouteState::Absent,
         }
     }
 

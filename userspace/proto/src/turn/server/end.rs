@@ -4,6 +4,7 @@ use ahash::RandomState;
 
 use super::address::Flow;
 use super::allocation::{Allocation, State};
+use super::routes::Routes;
 use crate::Timestamp;
 use crate::machine::PortId;
 use crate::relay::{AllocationOwner, EndReason, Notice, Relay, RelayCommand};
@@ -12,6 +13,7 @@ use crate::wire::TransactionId;
 impl Relay {
     /// Ends an allocation: its port is closed and goes back to the pool.
     pub(crate) fn end(&mut self, now: Timestamp, id: PortId, reason: EndReason) {
+        self.remove_routes(id);
         let Some(allocation) = self.allocations.get(id) else {
             return;
         };
@@ -68,11 +70,9 @@ impl Relay {
             self.end(now, id, EndReason::Expired);
             return;
         }
-        allocation.sweep(now, hasher);
-        if let Some(timer) = allocation.timer {
-            self.timers.cancel(timer);
-        }
-        allocation.timer = Some(self.timers.start(allocation.expires, id));
+        allocation.sweep(now, hasher, &mut self.routes);
+        self.follow_routes(now, id);
+        self.start_timer(id);
     }
 
     /// Who has an allocation, for people to read.
@@ -93,11 +93,17 @@ impl Relay {
 
 impl Allocation {
     /// Drops what has expired.
-    pub(crate) fn sweep(&mut self, now: Timestamp, hasher: &RandomState) {
+    pub(crate) fn sweep(&mut self, now: Timestamp, hasher: &RandomState, routes: &mut Routes) {
         self.permissions
             .retain(hasher, |permission| permission.expires > now);
-        self.channels
-            .retain(hasher, |channel| channel.expires > now);
+        let ends = routes.ends(self);
+        self.channels.retain(hasher, |channel| {
+            let keep = channel.expires > now;
+            if !keep {
+                routes.remove(&ends, channel);
+            }
+            keep
+        });
     }
 }
 

@@ -5,6 +5,7 @@ use ahash::RandomState;
 use super::address::CompactIp;
 use super::allocation::{Allocation, State};
 use super::permissions::Permission;
+use super::routes::Routes;
 use super::{PERMISSION_LIFETIME, unknown_attributes};
 use crate::Timestamp;
 use crate::access::{OwnAddress, Verdict};
@@ -51,12 +52,19 @@ impl Relay {
             .allocations
             .get_mut(id)
             .ok_or(Code::ALLOCATION_MISMATCH)?;
-        if !allocation.has_room_for(now, peers.iter().map(|(ip, _)| *ip), most, hasher) {
+        if !allocation.has_room_for(
+            now,
+            peers.iter().map(|(ip, _)| *ip),
+            most,
+            hasher,
+            &mut self.routes,
+        ) {
             return Err(Code::INSUFFICIENT_CAPACITY.into());
         }
         for (ip, own) in peers {
             allocation.permit(now, ip, own, hasher);
         }
+        self.follow_routes(now, id);
         Ok(())
     }
 
@@ -130,15 +138,20 @@ impl Relay {
                 }
                 None => false,
             });
-        allocation
-            .channels
-            .retain(hasher, |channel| match judge(channel.peer_ip) {
-                Some(own) => {
-                    channel.own = own;
-                    channel.expires > now
-                }
-                None => false,
-            });
+        let ends = self.routes.ends(allocation);
+        let routes = &mut self.routes;
+        allocation.channels.retain(hasher, |channel| {
+            let verdict = judge(channel.peer_ip);
+            if let Some(own) = verdict {
+                channel.own = own;
+            }
+            let keep = verdict.is_some() && channel.expires > now;
+            if !keep {
+                routes.remove(&ends, channel);
+            }
+            keep
+        });
+        self.follow_routes(now, id);
     }
 }
 
@@ -150,6 +163,7 @@ impl Allocation {
         ips: impl Iterator<Item = CompactIp> + Clone,
         most: u16,
         hasher: &RandomState,
+        routes: &mut Routes,
     ) -> bool {
         let missing = |allocation: &Self| {
             ips.clone()
@@ -157,7 +171,7 @@ impl Allocation {
                 .count()
         };
         if self.permissions.len() + missing(self) > usize::from(most) {
-            self.sweep(now, hasher);
+            self.sweep(now, hasher, routes);
         }
         self.permissions.len() + missing(self) <= usize::from(most)
     }
@@ -178,7 +192,9 @@ impl Allocation {
             .iter_mut()
             .filter(|channel| channel.peer_ip == ip)
         {
+            let end = channel.routed_until(self.expires);
             channel.usable_until = channel.expires.min(expires);
+            channel.compare_end(end, self.expires);
         }
     }
 }

@@ -68,7 +68,8 @@ impl Relay {
             return Ok(0);
         }
         let sooner = now + lifetime < allocation.expires;
-        allocation.expires = now + lifetime;
+        allocation.set_expires(now + lifetime);
+        self.follow_routes(now, id);
         if sooner {
             // The timer stands later than the new end; everything else it finds out itself.
             self.allocation_timer(now, id);
