@@ -7,6 +7,7 @@
 
 pub mod access;
 mod auth;
+pub mod bandwidth;
 pub mod credentials;
 pub mod machine;
 pub mod nonce;

@@ -1,0 +1,135 @@
+//! Fair shares of a limit that everybody together has reached.
+//!
+//! ```text
+//!   rate │        ┌── ceiling of b ──         level · weight, but
+//!        │      ╱                               - never below a peer's floor
+//!        │    ╱ b                               - never above its ceiling
+//!        │  ╱   ┌── a wants no more ─         and what a peer does not want goes to the others
+//!        │╱_╱_ a
+//!        └────────────▲───────────── level
+//!                     └ where what all take together is what there is
+//! ```
+//!
+//! [`fair_level`] is the arithmetic alone. [`Adaptation`] reads what peers did from their slots and
+//! writes what they may; it knows no clock and is called every [`Adaptation::INTERVAL`].
+
+mod adaptation;
+
+pub use adaptation::{Adaptation, Sharing, State};
+
+/// One who wants a part, in any unit of rate.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Wish {
+    /// What it would take if nobody else were there.
+    pub demand: u64,
+    /// What its part is in proportion to; at least 1.
+    pub weight: u32,
+    /// What it gets however many others there are, as far as it wants it.
+    pub floor: u64,
+    /// What it never gets more than.
+    pub ceiling: u64,
+}
+
+impl Wish {
+    /// What it takes if there is enough.
+    fn most(&self) -> u64 {
+        self.demand.min(self.ceiling)
+    }
+
+    /// What it takes however little there is.
+    fn least(&self) -> u64 {
+        self.floor.min(self.most())
+    }
+}
+
+/// The rate of one unit of weight: an exact fraction.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Level {
+    rate: u128,
+    weights: u128,
+}
+
+impl Level {
+    /// What somebody may take at this level, rounded down: also more than it wants now, so that it
+    /// need not ask before it takes its whole part.
+    pub fn limit(&self, wish: &Wish) -> u64 {
+        let part = u128::from(wish.weight) * self.rate / self.weights;
+        let part = u64::try_from(part).unwrap_or(u64::MAX);
+        part.max(wish.floor).min(wish.ceiling)
+    }
+}
+
+/// The level at which all wishes together take `capacity`: the weighted max-min fair one, where
+/// nobody can get more without somebody getting less who has no more for its weight. `None` where
+/// there is enough for all. Where the floors alone take more than there is, the level is 0.
+///
+/// Takes O(n log n) for n wishes.
+pub fn fair_level(capacity: u64, wishes: &[Wish]) -> Option<Level> {
+    let capacity = u128::from(capacity);
+    let most: u128 = wishes.iter().map(|wish| u128::from(wish.most())).sum();
+    if most <= capacity {
+        return None;
+    }
+    // What is taken at a level is a broken line: flat below a wish's floor, rising by its weight up to
+    // what it wants, flat again.
+    let mut bends = Vec::with_capacity(2 * wishes.len());
+    for wish in wishes.iter().filter(|wish| wish.least() < wish.most()) {
+        bends.push(Bend::new(wish.least(), wish.weight, Turn::Rises));
+        bends.push(Bend::new(wish.most(), wish.weight, Turn::Flattens));
+    }
+    bends.sort_unstable_by(Bend::cmp);
+    let mut flat: u128 = wishes.iter().map(|wish| u128::from(wish.least())).sum();
+    let mut rising: u128 = 0;
+    if flat >= capacity {
+        return Some(Level {
+            rate: 0,
+            weights: 1,
+        });
+    }
+    for bend in bends {
+        let (at, weight) = (u128::from(bend.rate), u128::from(bend.weight));
+        if flat * weight + rising * at >= capacity * weight {
+            break;
+        }
+        match bend.turn {
+            Turn::Rises => (flat, rising) = (flat - at, rising + weight),
+            Turn::Flattens => (flat, rising) = (flat + at, rising - weight),
+        }
+    }
+    Some(Level {
+        rate: capacity - flat,
+        weights: rising,
+    })
+}
+
+/// Where the line of one wish bends: at level `rate / weight`.
+#[derive(Clone, Copy)]
+struct Bend {
+    rate: u64,
+    weight: u32,
+    turn: Turn,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Turn {
+    Rises,
+    Flattens,
+}
+
+impl Bend {
+    fn new(rate: u64, weight: u32, turn: Turn) -> Self {
+        let weight = weight.max(1);
+        Self { rate, weight, turn }
+    }
+
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        let (left, right) = (
+            u128::from(self.rate) * u128::from(other.weight),
+            u128::from(other.rate) * u128::from(self.weight),
+        );
+        left.cmp(&right)
+    }
+}
+
+#[cfg(test)]
+mod tests;
