@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use aya::maps::{Map, MapData};
 use aya::programs::Xdp;
@@ -13,6 +14,7 @@ use aya::programs::links::FdLink;
 use aya::{Ebpf, EbpfLoader};
 use towpath_ebpf_common::reason::{Count, Reason};
 use towpath_ebpf_common::route::{LocalKey, PROGRAM, entries, map};
+use towpath_proto::Timestamp;
 
 use crate::attach::{Attached, InterfaceRung, Rung, attach};
 use crate::config::{KernelConfig, Mode};
@@ -305,17 +307,20 @@ fn usable_egress(attached: &[(u32, Rung)]) -> HashSet<u32> {
 
 impl Maps {
     fn new(ebpf: &Ebpf, config: &KernelConfig) -> Result<Self, Refusal> {
+        let mapping = |error| Refusal::Io("a map cannot be mapped", error);
+        let settings = SettingsMap::new(fd(ebpf, map::SETTINGS)?).map_err(mapping)?;
+        let settings = Arc::new(settings);
         let slots = MappedSlots::new(
             fd(ebpf, map::LIMITS)?,
             fd(ebpf, map::METERS)?,
             Table::new(fd(ebpf, map::IDENTITIES)?),
+            Arc::clone(&settings),
             crate::layout::slots(config.max_peers),
         );
-        let mapping = |error| Refusal::Io("a map cannot be mapped", error);
         Ok(Self {
             routes: Routes::new(Table::new(fd(ebpf, map::ROUTES)?), config.max_routes),
             slots: Arc::new(slots.map_err(mapping)?),
-            settings: Arc::new(SettingsMap::new(fd(ebpf, map::SETTINGS)?).map_err(mapping)?),
+            settings,
             reasons: Reasons::new(Table::new(fd(ebpf, map::REASONS)?))
                 .map_err(|error| Refusal::Io("the CPUs cannot be counted", error))?,
             locals: Mutex::new(Locals {
@@ -333,9 +338,11 @@ impl Maps {
             let error = io::Error::other(chain(&error));
             Refusal::Io("old routes cannot be removed", error)
         })?;
-        self.slots
-            .recover()
+        let recovered = self
+            .slots
+            .recover(now())
             .map_err(|error| Refusal::Io("the slots' owners cannot be read", error))?;
+        tracing::debug!(?recovered, "peers' slots");
         self.settings
             .set_ports(*config.relay_ports.start(), *config.relay_ports.end());
         let cleared = {
@@ -365,6 +372,16 @@ impl Maps {
         }
         Ok(())
     }
+}
+
+/// The clock of the program and of the machines.
+fn now() -> Timestamp {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let since_boot = Duration::new(
+        now.tv_sec.try_into().unwrap_or(0),
+        now.tv_nsec.try_into().unwrap_or(0),
+    );
+    Timestamp::ZERO + since_boot
 }
 
 fn check(config: &KernelConfig) -> Result<(), KernelError> {

@@ -39,7 +39,7 @@ pub use reasons::Reasons;
 pub use refusal::KernelError;
 pub use routes::{RouteError, RouteFailures, Routes};
 pub use settings::SettingsMap;
-pub use slots::{MappedSlots, owner};
+pub use slots::{MappedSlots, SlotError};
 
 /// The program. Until it is built in, nothing can be loaded, and every interface stays in userspace.
 static OBJECT: &[u8] = &[];

@@ -170,6 +170,13 @@ impl NextHops {
         self.lock().resolve(destination, source, Instant::now())
     }
 
+    /// The entry that the program reads at `index`.
+    pub fn entry(&self, index: u32) -> Option<NextHop> {
+        let state = self.lock();
+        let entry = state.entries.get(index as usize)?.as_ref()?;
+        Some(entry.written)
+    }
+
     /// How many destinations are known, and why some of them are passed.
     pub fn counts(&self) -> NextHopCounts {
         let state = self.lock();

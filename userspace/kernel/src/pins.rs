@@ -22,7 +22,7 @@ use crate::slots::MappedSlots;
 pub struct Pins {
     directory: PathBuf,
     slots: Arc<MappedSlots>,
-    settings: SettingsMap,
+    settings: Arc<SettingsMap>,
     reasons: Reasons,
 }
 
@@ -89,11 +89,14 @@ impl Pins {
             path: directory.join(name),
             error: error.to_string(),
         };
-        let slots = MappedSlots::new(limits, meters, Table::new(identities), slots)
+        let settings = SettingsMap::new(settings).map_err(|error| refused(map::SETTINGS, error))?;
+        let settings = Arc::new(settings);
+        let identities = Table::new(identities);
+        let slots = MappedSlots::new(limits, meters, identities, Arc::clone(&settings), slots)
             .map_err(|error| refused(map::LIMITS, error))?;
         Ok(Self {
             slots: Arc::new(slots),
-            settings: SettingsMap::new(settings).map_err(|error| refused(map::SETTINGS, error))?,
+            settings,
             reasons: Reasons::new(Table::new(reasons))
                 .map_err(|error| refused(map::REASONS, error))?,
             directory,

@@ -18,7 +18,7 @@ const FIRST_TIME_NAMESPACE: u64 = 0xEFFF_FFFA;
 
 /// Fails where this process lacks a capability.
 pub(crate) fn check_capabilities() -> Result<(), Refusal> {
-    let status = fs::read_to_string("/proc/self/status").map_err(Refusal::Status)?;
+    let status = fs::read_to_string("/proc/thread-self/status").map_err(Refusal::Status)?;
     let missing = missing_capabilities(&status);
     if missing.is_empty() {
         return Ok(());
@@ -45,13 +45,14 @@ fn missing_capabilities(status: &str) -> Vec<&'static str> {
 /// expire, and buckets fill, at other times than userspace means.
 pub(crate) fn check_clock() -> Result<(), Refusal> {
     // Kernels without time namespaces have neither file.
-    let Ok(own) = fs::metadata("/proc/self/ns/time") else {
+    let Ok(own) = fs::metadata("/proc/thread-self/ns/time") else {
         return Ok(());
     };
     if own.ino() == FIRST_TIME_NAMESPACE {
         return Ok(());
     }
-    let children = fs::metadata("/proc/self/ns/time_for_children").map_err(Refusal::Status)?;
+    let children =
+        fs::metadata("/proc/thread-self/ns/time_for_children").map_err(Refusal::Status)?;
     if children.ino() != own.ino() {
         return Err(Refusal::UnknownClock);
     }

@@ -66,9 +66,9 @@ impl SettingsMap {
         self.words().global.store(limit, Ordering::Relaxed);
     }
 
-    /// Bytes of the global limit that a CPU takes at once; 0 for one packet's.
-    pub fn set_quantum(&self, bytes: u64) {
-        self.words().quantum.store(bytes, Ordering::Relaxed);
+    /// The word of the limit of the relay as a whole.
+    pub(crate) fn global(&self) -> &AtomicU64 {
+        &self.words().global
     }
 
     /// Says that the daemon is alive at `now`, in nanoseconds of CLOCK_MONOTONIC.

@@ -1,4 +1,4 @@
-//! Peers' slots in the pinned maps: limits and meters as memory that the program, this process and
+//! Peers' slots in the program's maps: limits and meters as memory that the program, this process and
 //! others share, and who has which slot.
 //!
 //! ```text
@@ -8,16 +8,37 @@
 //!   METERS      [slot]  ◀──┘
 //! ```
 //!
-//! A slot is taken in this order: owner, then record. Where the taker dies in between, the owner has
-//! no record; [`MappedSlots::recover`] frees such slots.
+//! A slot is taken in this order: owner, limits, record. Where the taker dies on the way, the owner
+//! has no record, and [`MappedSlots::recover`] frees the slot.
+//!
+//! The daemon takes slots that are free, and those whose peer is gone and has no limits of its own.
+//! Whoever sets limits, in whatever process, takes free ones only. That the daemon does not give a
+//! slot away while somebody sets limits in it, two bits of the slot's flags see to.
 
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use towpath_ebpf_common::meter::{FIRST_PEER_SLOT, IdentityHash, IdentityRecord, Limits, Meter};
+use towpath_proto::Timestamp;
+use towpath_proto::slots::{Acquired, Identity, PeerSlot, Slot, SlotBook, Slots};
 
 use crate::map::{Mapped, Table};
+use crate::settings::SettingsMap;
+
+/// Flag of [`Limits`]: somebody is setting them.
+const SETTING: u64 = 1 << 63;
+/// Flag of [`Limits`]: the slot is changing hands.
+const TAKING: u64 = 1 << 62;
+
+/// How often, and how far apart, a slot that somebody else is at is tried. Whoever is at it for longer
+/// is dead.
+const TRIES: (u32, Duration) = (50, Duration::from_millis(2));
+
+/// How often a slot may change hands while limits are set in it: slots are that scarce then.
+const MAX_MOVES: u32 = 16;
 
 /// The slots, mapped into memory.
 #[derive(Debug)]
@@ -25,6 +46,31 @@ pub struct MappedSlots {
     limits: Mapped<Limits<AtomicU64>>,
     meters: Mapped<Meter<AtomicU64>>,
     identities: Table<IdentityHash, IdentityRecord>,
+    settings: Arc<SettingsMap>,
+    slots: u32,
+    book: Mutex<SlotBook>,
+}
+
+/// Why limits cannot be set.
+#[derive(Debug, thiserror::Error)]
+pub enum SlotError {
+    /// Every slot has a peer.
+    #[error("all {0} slots have a peer already")]
+    Full(u32),
+    /// The kernel refused.
+    #[error("the map of identities: {0}")]
+    Refused(#[from] io::Error),
+}
+
+/// What [`MappedSlots::recover`] found.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub(crate) struct Recovered {
+    /// Identities whose slot, limits and counters are as they were.
+    pub(crate) kept: usize,
+    /// Slots whose taker died before it wrote the record.
+    pub(crate) freed: usize,
+    /// Records that led to a slot of somebody else's, or could not be read.
+    pub(crate) forgotten: usize,
 }
 
 impl MappedSlots {
@@ -33,36 +79,152 @@ impl MappedSlots {
         limits: OwnedFd,
         meters: OwnedFd,
         identities: Table<IdentityHash, IdentityRecord>,
+        settings: Arc<SettingsMap>,
         slots: u32,
     ) -> io::Result<Self> {
         Ok(Self {
             limits: Mapped::new(limits, slots as usize)?,
             meters: Mapped::new(meters, slots as usize)?,
             identities,
+            settings,
+            slots,
+            book: Mutex::new(SlotBook::new(slots)),
         })
     }
 
-    /// What each slot may.
-    pub fn limits(&self) -> &[Limits<AtomicU64>] {
-        &self.limits
+    /// Sets limits of an identity, which gets a slot if it has none. `change` writes them, and may be
+    /// called more than once.
+    ///
+    /// # Errors
+    ///
+    /// Where every slot has a peer, or the kernel refuses.
+    pub fn configure(
+        &self,
+        identity: &Identity,
+        change: impl Fn(&Limits<AtomicU64>),
+    ) -> Result<PeerSlot, SlotError> {
+        for _ in 0..MAX_MOVES {
+            let slot = match self.recorded(identity)? {
+                Some(slot) => slot,
+                None => self.claim(identity)?,
+            };
+            let limits = &self.limits[slot.0 as usize];
+            begin_setting(limits);
+            let is_owner = limits.owner.load(Ordering::SeqCst) == identity.owner();
+            if is_owner {
+                change(limits);
+            }
+            limits.flags.fetch_and(!SETTING, Ordering::SeqCst);
+            if is_owner {
+                return Ok(slot);
+            }
+            // It changed hands before we were at it: its record is gone too.
+        }
+        Err(SlotError::Full(self.slots.saturating_sub(FIRST_PEER_SLOT)))
     }
 
-    /// What each slot did.
-    pub fn meters(&self) -> &[Meter<AtomicU64>] {
-        &self.meters
+    /// The slot of an identity by its record, if it is the slot's owner.
+    fn recorded(&self, identity: &Identity) -> io::Result<Option<PeerSlot>> {
+        let record = self.identities.lookup(identity.hash())?;
+        Ok(record
+            .map(|record| PeerSlot(record.slot))
+            .filter(|slot| self.is_owner(*slot, identity.owner())))
     }
 
-    /// Whose slot it is, by the hash of the identity.
-    pub fn find(&self, hash: &IdentityHash) -> io::Result<Option<IdentityRecord>> {
-        self.identities.lookup(hash)
+    fn is_owner(&self, slot: PeerSlot, owner: u64) -> bool {
+        slot.0 >= FIRST_PEER_SLOT
+            && self
+                .limits
+                .get(slot.0 as usize)
+                .is_some_and(|limits| limits.owner.load(Ordering::SeqCst) == owner)
     }
 
-    /// All identities that have a slot, in no order. One that is taken or given up meanwhile may or
-    /// may not be among them.
-    pub fn identities(&self) -> io::Result<Vec<(IdentityHash, IdentityRecord)>> {
+    /// Takes a free slot.
+    fn claim(&self, identity: &Identity) -> Result<PeerSlot, SlotError> {
+        let owner = identity.owner();
+        for slot in (FIRST_PEER_SLOT..self.slots).map(PeerSlot) {
+            let limits = &self.limits[slot.0 as usize];
+            let free = limits
+                .owner
+                .compare_exchange(0, owner, Ordering::SeqCst, Ordering::SeqCst);
+            if free.is_err() {
+                continue;
+            }
+            self.begin(slot, identity);
+            if self
+                .identities
+                .insert_new(identity.hash(), &identity.record(slot.0))?
+            {
+                return Ok(slot);
+            }
+            // Somebody was faster with the same identity.
+            limits.owner.store(0, Ordering::SeqCst);
+            if let Some(slot) = self.recorded(identity)? {
+                return Ok(slot);
+            }
+            // A record that leads nowhere: its slot changed hands while its process died.
+            self.identities.remove(identity.hash())?;
+        }
+        Err(SlotError::Full(self.slots.saturating_sub(FIRST_PEER_SLOT)))
+    }
+
+    fn begin(&self, slot: PeerSlot, identity: &Identity) {
+        let (Some(taken), Some(defaults)) = (self.slot(slot), self.slot(PeerSlot::DEFAULT)) else {
+            return;
+        };
+        taken.begin(identity.owner(), defaults.limits);
+    }
+
+    /// Makes of the maps what the last daemon meant, and enters who has which slot into the book. The
+    /// daemon calls it once, before it gives out slots.
+    pub(crate) fn recover(&self, now: Timestamp) -> io::Result<Recovered> {
+        let mut recovered = Recovered::default();
+        let mut owned = vec![false; self.slots as usize];
+        for (hash, record) in self.records()? {
+            let identity = Identity::from_record(hash, &record);
+            let slot = PeerSlot(record.slot);
+            match identity.filter(|identity| self.is_owner(slot, identity.owner())) {
+                Some(identity) if self.book().restore(now, slot, &identity) => {
+                    owned[slot.0 as usize] = true;
+                    recovered.kept += 1;
+                }
+                _ => {
+                    self.identities.remove(&hash)?;
+                    recovered.forgotten += 1;
+                }
+            }
+        }
+        let slots = self.limits.iter().zip(owned).skip(FIRST_PEER_SLOT as usize);
+        for (limits, owned) in slots {
+            limits
+                .flags
+                .fetch_and(!(SETTING | TAKING), Ordering::SeqCst);
+            if !owned && limits.owner.swap(0, Ordering::SeqCst) != 0 {
+                limits.flags.store(0, Ordering::SeqCst);
+                recovered.freed += 1;
+            }
+        }
+        Ok(recovered)
+    }
+
+    /// Enters identities that other processes gave a slot. They rest, and those without limits of
+    /// their own may be taken for others.
+    fn adopt(&self, now: Timestamp, book: &mut SlotBook) -> io::Result<()> {
+        for (hash, record) in self.records()? {
+            if let Some(identity) = Identity::from_record(hash, &record)
+                && self.is_owner(PeerSlot(record.slot), identity.owner())
+            {
+                book.restore(now, PeerSlot(record.slot), &identity);
+            }
+        }
+        Ok(())
+    }
+
+    /// All records. One that is written or removed meanwhile may or may not be among them.
+    fn records(&self) -> io::Result<Vec<(IdentityHash, IdentityRecord)>> {
         let mut found = Vec::new();
         let mut hash = None;
-        // A removed key sends the walk back to the first one: twice the size is enough, and ends it.
+        // A key that is removed sends the walk back to the first one; twice the size ends it.
         for _ in 0..self.limits.len().saturating_mul(2) {
             hash = self.identities.next_key(hash.as_ref())?;
             let Some(hash) = hash else {
@@ -77,54 +239,138 @@ impl MappedSlots {
         Ok(found)
     }
 
-    /// Writes the record of an identity whose slot is claimed; `false` where it has one already, which
-    /// then holds instead.
-    pub fn record(&self, hash: &IdentityHash, record: &IdentityRecord) -> io::Result<bool> {
-        self.identities.insert_new(hash, record)
+    fn try_acquire(
+        &self,
+        now: Timestamp,
+        book: &mut SlotBook,
+        identity: &Identity,
+    ) -> io::Result<Option<PeerSlot>> {
+        if book.find(identity).is_none()
+            && let Some(slot) = self.recorded(identity)?
+        {
+            // Another process gave it a slot since.
+            book.restore(now, slot, identity);
+        }
+        let may_take = |slot| self.take(slot, identity.owner());
+        let (slot, before) = match book.acquire(now, identity, may_take) {
+            None => return Ok(None),
+            Some(Acquired::Known(slot)) => return Ok(Some(slot)),
+            Some(Acquired::New(slot, before)) => (slot, before),
+        };
+        if let Some(before) = before {
+            self.identities.remove(before.hash())?;
+        }
+        self.begin(slot, identity);
+        self.identities
+            .insert(identity.hash(), &identity.record(slot.0))?;
+        Ok(Some(slot))
     }
 
-    /// Removes an identity's record; returns whether there was one.
-    pub fn forget(&self, hash: &IdentityHash) -> io::Result<bool> {
-        self.identities.remove(hash)
+    /// Makes a slot `owner`'s, if nobody has it, or nobody who set limits in it.
+    fn take(&self, slot: PeerSlot, owner: u64) -> bool {
+        let Some(limits) = self.limits.get(slot.0 as usize) else {
+            return false;
+        };
+        let flags = &limits.flags;
+        if flags
+            .compare_exchange(0, TAKING, Ordering::SeqCst, Ordering::SeqCst)
+            .is_err()
+        {
+            return false;
+        }
+        let before = limits.owner.load(Ordering::SeqCst);
+        let taken = limits
+            .owner
+            .compare_exchange(before, owner, Ordering::SeqCst, Ordering::SeqCst)
+            .is_ok();
+        if !taken {
+            flags.store(0, Ordering::SeqCst);
+        }
+        taken
     }
 
-    /// Frees the slots whose taker died before it wrote the record, and removes the records of slots
-    /// that belong to others. Only the daemon calls it, before it gives out slots. Returns how many
-    /// of both there were.
-    pub fn recover(&self) -> io::Result<(usize, usize)> {
-        let mut recorded = vec![false; self.limits.len()];
-        let mut orphans = 0;
-        for (hash, record) in self.identities()? {
-            let slot = record.slot as usize;
-            let is_owner = record.slot >= FIRST_PEER_SLOT
-                && self
-                    .limits
-                    .get(slot)
-                    .is_some_and(|limits| limits.owner.load(Ordering::Relaxed) == owner(&hash));
-            if is_owner {
-                recorded[slot] = true;
-            } else {
-                self.identities.remove(&hash)?;
-                orphans += 1;
-            }
-        }
-        let mut freed = 0;
-        let peers = self
-            .limits
-            .iter()
-            .zip(recorded)
-            .skip(FIRST_PEER_SLOT as usize);
-        for (limits, recorded) in peers {
-            if !recorded && limits.owner.swap(0, Ordering::AcqRel) != 0 {
-                freed += 1;
-            }
-        }
-        Ok((freed, orphans))
+    fn book(&self) -> MutexGuard<'_, SlotBook> {
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The word that says a slot belongs to the identity with this hash; never 0.
-pub fn owner(hash: &IdentityHash) -> u64 {
-    let [a, b, c, d, e, f, g, h, ..] = *hash;
-    u64::from_ne_bytes([a, b, c, d, e, f, g, h]).max(1)
+/// Waits until nobody else is at a slot's limits, and is at them then.
+fn begin_setting(limits: &Limits<AtomicU64>) {
+    let (tries, apart) = TRIES;
+    for _ in 0..tries {
+        let flags = limits.flags.load(Ordering::SeqCst);
+        if flags & (SETTING | TAKING) == 0
+            && limits
+                .flags
+                .compare_exchange(flags, flags | SETTING, Ordering::SeqCst, Ordering::SeqCst)
+                .is_ok()
+        {
+            return;
+        }
+        std::thread::sleep(apart);
+    }
+    limits.flags.fetch_or(SETTING, Ordering::SeqCst);
+}
+
+impl Slots for MappedSlots {
+    fn acquire(&self, now: Timestamp, identity: &Identity) -> Option<PeerSlot> {
+        let mut book = self.book();
+        let acquired = match self.try_acquire(now, &mut book, identity) {
+            Ok(None) => self
+                .adopt(now, &mut book)
+                .and_then(|()| self.try_acquire(now, &mut book, identity)),
+            acquired => acquired,
+        };
+        acquired.unwrap_or_else(|error| {
+            tracing::error!(%error, "a peer's slot cannot be recorded");
+            // What cannot be found again must not be given out.
+            if let Some(slot) = book.find(identity) {
+                book.release(now, slot);
+            }
+            None
+        })
+    }
+
+    fn release(&self, now: Timestamp, slot: PeerSlot) {
+        self.book().release(now, slot);
+    }
+
+    #[inline]
+    fn slot(&self, slot: PeerSlot) -> Option<Slot<'_>> {
+        Some(Slot {
+            limits: self.limits.get(slot.0 as usize)?,
+            meter: self.meters.get(slot.0 as usize)?,
+        })
+    }
+
+    fn global_limit(&self) -> &AtomicU64 {
+        self.settings.global()
+    }
+
+    fn len(&self) -> u32 {
+        self.slots
+    }
+
+    fn identities(&self) -> Vec<(PeerSlot, Identity)> {
+        let records = self.records().unwrap_or_else(|error| {
+            tracing::error!(%error, "the identities cannot be read");
+            Vec::new()
+        });
+        records
+            .into_iter()
+            .filter_map(|(hash, record)| {
+                let identity = Identity::from_record(hash, &record)?;
+                let slot = PeerSlot(record.slot);
+                self.is_owner(slot, identity.owner())
+                    .then_some((slot, identity))
+            })
+            .collect()
+    }
+
+    fn find(&self, identity: &Identity) -> Option<PeerSlot> {
+        self.recorded(identity).unwrap_or_else(|error| {
+            tracing::error!(%error, "an identity cannot be looked up");
+            None
+        })
+    }
 }
