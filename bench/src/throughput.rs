@@ -20,7 +20,7 @@ pub const QUANTUM: Duration = Duration::from_micros(50);
 const REPEATS: usize = 2;
 /// A rate that more of its counted rounds did not carry is given up for a lower one.
 const MISSES_ALLOWED: usize = 1;
-const STEP_DOWN: f64 = 0.95;
+const STEP_DOWN: f64 = 0.93;
 const MAX_STEPS_DOWN: u32 = 6;
 /// What a measurement takes beside the traffic: counters read, stragglers waited for.
 const OVERHEAD: Duration = Duration::from_millis(60);
