@@ -43,6 +43,7 @@ pub fn start(
          port_range = \"49152-65535\"\nrealm = \"{REALM}\"\nshards = 1\ndriver = \"{driver}\"\n\
          [auth]\nusers = {{ {USERNAME} = \"plain:{PASSWORD}\" }}\n\
          [access]\nallow = [\"{peers}/32\"]\n\
+         [kernel]\nmode = \"off\"\n\
          [observe]\nlisten = \"{listen}:9478\"\n"
     );
     let home = directory.join(driver);
