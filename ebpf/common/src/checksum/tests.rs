@@ -134,7 +134,7 @@ proptest! {
         prop_assert!(ipv4_header_is_intact(words(&header)));
         let other = right.wrapping_add(wrong);
         // The two forms of zero are one number in one's complement.
-        prop_assume!(!(right == 0xffff && other == 0) && !(right == 0 && other == 0xffff));
+        prop_assume!(right % 0xffff != other % 0xffff);
         header[10..12].copy_from_slice(&other.to_ne_bytes());
         prop_assert!(!ipv4_header_is_intact(words(&header)));
     }
