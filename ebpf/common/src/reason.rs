@@ -50,8 +50,10 @@ pub enum Reason {
     Contended = 21,
     /// Dropped: for an address and port of the relay's that nobody listens on now.
     Silent = 22,
-    /// Dropped: the driver took the packet's own bytes away while it was rewritten.
+    /// Dropped: the packet's bytes or its route went away while it was rewritten.
     Lost = 23,
+    /// Passed: wrapped in ChannelData so often that it may be going round.
+    Nested = 24,
 }
 
 /// What becomes of a packet.
@@ -67,7 +69,7 @@ pub enum Fate {
 
 impl Reason {
     /// How many there are.
-    pub const COUNT: u32 = 24;
+    pub const COUNT: u32 = 25;
 
     /// All of them, in the order of their numbers.
     pub const ALL: [Self; Self::COUNT as usize] = [
@@ -95,9 +97,11 @@ impl Reason {
         Self::Contended,
         Self::Silent,
         Self::Lost,
+        Self::Nested,
     ];
 
     /// What becomes of a packet for this reason.
+    #[inline(always)]
     pub const fn fate(self) -> Fate {
         match self {
             Self::Transmitted | Self::Redirected => Fate::Relayed,
@@ -115,7 +119,8 @@ impl Reason {
             | Self::ZeroChecksum
             | Self::NoNextHop
             | Self::NoHeadroom
-            | Self::Disabled => Fate::Passed,
+            | Self::Disabled
+            | Self::Nested => Fate::Passed,
             Self::OverUp
             | Self::OverDown
             | Self::OverClass
@@ -153,6 +158,7 @@ impl Reason {
             Self::Contended => "contended",
             Self::Silent => "silent",
             Self::Lost => "lost",
+            Self::Nested => "nested",
         }
     }
 }

@@ -31,13 +31,14 @@ pub mod map {
     pub const SETTINGS: &str = "SETTINGS";
     /// Per-CPU array of [`Count`](crate::reason::Count), by [`Reason`](crate::reason::Reason).
     pub const REASONS: &str = "REASONS";
-    /// Per-CPU array of one `u64`: bytes of the global limit this CPU holds.
+    /// Per-CPU array of one [`Lease`](crate::lease::Lease) of the global limit.
     pub const LEASES: &str = "LEASES";
-    /// Array of what each slot is limited to, mmapable, written by userspace only.
+    /// Array of [`Limits`](crate::meter::Limits), mmapable, written by userspace only.
     pub const LIMITS: &str = "LIMITS";
-    /// Array of what each slot has used, mmapable, written by both sides.
+    /// Array of [`Meter`](crate::meter::Meter), mmapable, written by both sides.
     pub const METERS: &str = "METERS";
-    /// Hash of an identity's hash to its slot and name.
+    /// Hash of [`IdentityHash`](crate::meter::IdentityHash) to
+    /// [`IdentityRecord`](crate::meter::IdentityRecord).
     pub const IDENTITIES: &str = "IDENTITIES";
 }
 
@@ -125,7 +126,8 @@ pub struct Route {
     pub down_slot: u32,
     /// Index into [`map::NEXT_HOPS`].
     pub next_hop: u32,
-    /// Which of the routes with this key it is, for whoever writes them.
+    /// A number that no other route had in the last seconds: the kernel gives the memory of a removed
+    /// route to the next one at once, and the program sees by it that this happened.
     pub generation: u32,
     /// Nanoseconds of CLOCK_MONOTONIC: from then on the route is no route.
     pub expires: u64,
@@ -146,7 +148,7 @@ pub struct Target {
     pub down_slot: u32,
     /// Index into [`map::NEXT_HOPS`].
     pub next_hop: u32,
-    /// Which of the routes with this key it is.
+    /// A number that no other route had in the last seconds.
     pub generation: u32,
     /// Nanoseconds of CLOCK_MONOTONIC: from then on the route is no route.
     pub expires: u64,
@@ -258,14 +260,13 @@ pub struct Settings {
     pub flags: u32,
     /// 0.
     pub reserved: u32,
-    /// Limit of the relay as a whole; 0 for none. Its bucket is in [`map::METERS`].
+    /// A [`LimitWord`](crate::rate::LimitWord): the limit of the relay as a whole. Its bucket is in
+    /// [`map::METERS`], slot [`GLOBAL_SLOT`](crate::meter::GLOBAL_SLOT).
     pub global: u64,
-    /// Bytes of the global limit a CPU takes at once; 0 stands for one packet's.
-    pub quantum: u64,
     /// When the daemon last wrote it, in nanoseconds of CLOCK_MONOTONIC.
     pub heartbeat: u64,
     /// 0.
-    pub unused: [u64; 3],
+    pub unused: [u64; 4],
 }
 
 /// Bits of [`Settings::flags`].

@@ -15,9 +15,8 @@ struct Words {
     flags: AtomicU32,
     reserved: AtomicU32,
     global: AtomicU64,
-    quantum: AtomicU64,
     heartbeat: AtomicU64,
-    unused: [AtomicU64; 3],
+    unused: [AtomicU64; 4],
 }
 
 const _: () = {
@@ -26,7 +25,6 @@ const _: () = {
     assert!(std::mem::offset_of!(Words, ports) == std::mem::offset_of!(Settings, ports));
     assert!(std::mem::offset_of!(Words, flags) == std::mem::offset_of!(Settings, flags));
     assert!(std::mem::offset_of!(Words, global) == std::mem::offset_of!(Settings, global));
-    assert!(std::mem::offset_of!(Words, quantum) == std::mem::offset_of!(Settings, quantum));
     assert!(std::mem::offset_of!(Words, heartbeat) == std::mem::offset_of!(Settings, heartbeat));
 };
 
@@ -55,9 +53,8 @@ impl SettingsMap {
             flags: words.flags.load(Ordering::Relaxed),
             reserved: words.reserved.load(Ordering::Relaxed),
             global: words.global.load(Ordering::Relaxed),
-            quantum: words.quantum.load(Ordering::Relaxed),
             heartbeat: words.heartbeat.load(Ordering::Relaxed),
-            unused: [0; 3],
+            unused: [0; 4],
         }
     }
 
