@@ -13,7 +13,8 @@
 //! The relay under test is the machine that the engine runs. [`relay_host`] is its shell: several
 //! shards, injected failures, and beside them the reference [`model`], which says for every datagram
 //! what may come of it. [`shell`] checks the contract between machine and shell at every step.
-//! [`client`]s do anything at any time; [`scenario::run`] puts it all together.
+//! [`kernel`] is the map of routes beside it: it is compared with the reference at every step, and in
+//! half of the runs packets take it. [`client`]s do anything at any time; [`scenario::run`] puts it all together.
 //!
 //! ```text
 //!   cargo test -p towpath-sim                                  1,000 seeds
@@ -27,6 +28,7 @@
 
 pub mod client;
 pub mod dice;
+pub mod kernel;
 pub mod model;
 pub mod network;
 pub mod peer;

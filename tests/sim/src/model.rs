@@ -9,7 +9,9 @@
 
 mod answers;
 pub mod peers;
+mod reload;
 pub mod requests;
+mod routes;
 pub mod special_use;
 pub mod time;
 
@@ -186,6 +188,11 @@ impl Model {
             latest: Timestamp::ZERO,
             totals: Totals::default(),
         }
+    }
+
+    /// Counts something for a look at what a run covered.
+    pub fn count(&mut self, what: &str) {
+        *self.coverage.entry(what.to_owned()).or_default() += 1;
     }
 
     /// What passed so far.
@@ -610,6 +617,11 @@ const LONGEST_PAYLOAD: usize = 65_507;
 fn indication_overhead(peer: SocketAddr, len: usize) -> usize {
     let address = if peer.is_ipv4() { 12 } else { 24 };
     20 + address + 4 + len.next_multiple_of(4) - len
+}
+
+/// Whether a payload looks as if it had been relayed to a client before.
+pub fn is_wrapped(payload: &[u8]) -> bool {
+    wrappings(payload) > 0
 }
 
 /// Whether a datagram goes from the server's address of a flow to its client.

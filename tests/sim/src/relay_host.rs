@@ -2,8 +2,9 @@
 //! beside them.
 //!
 //! ```text
-//!   packet ─▶ steering ─▶ shard's shell ─▶ Outputs ─▶ Model::conclude ─▶ sockets, network
-//!                 └─▶ mailbox, where the kernel chose another shard
+//!   packet ─▶ steering ─▶ shard's shell ─▶ Outputs ─▶ Model::conclude ─▶ routes, sockets, network
+//!      │          └─▶ mailbox, where the kernel chose another shard
+//!      └────▶ the kernel's route, where there is one ─▶ Model::conclude ─▶ network
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,13 +14,15 @@ use std::time::Duration;
 
 use towpath_proto::machine::{ListenerId, PortId, ShardId, Socket};
 use towpath_proto::relay::{
-    DropReason, Notice, PortError, RelayCommand, RelayCounters, RelayEvent, RelayShared, Traffic,
+    DropReason, Notice, PortError, RelayCommand, RelayConfig, RelayCounters, RelayEvent,
+    RelayShared, Traffic,
 };
 use towpath_proto::{Machine, Timestamp};
 
 use crate::dice::{Dice, PerMillion};
+use crate::kernel::{Kernel, KernelPath};
 use crate::model::special_use::{self, Verdict};
-use crate::model::{Expectation, Flow, Model, Observed, PortChange, Sent};
+use crate::model::{Expectation, Flow, Model, Observed, PortChange, Rules, Sent, Totals};
 use crate::network::{BindError, Packet};
 use crate::shell::{Outputs, Shell};
 use crate::steering::shard_of;
@@ -36,6 +39,8 @@ pub struct Faults {
     pub misdirected: PerMillion,
     /// Answers to commands that come later than at once.
     pub slow_answers: PerMillion,
+    /// Routes that the kernel does not take.
+    pub refused_routes: PerMillion,
     /// How late the host wakes up, at most.
     pub lateness: Duration,
 }
@@ -48,6 +53,7 @@ impl Faults {
             no_descriptors: PerMillion(0),
             misdirected: PerMillion(0),
             slow_answers: PerMillion(0),
+            refused_routes: PerMillion(0),
             lateness: Duration::ZERO,
         }
     }
@@ -69,6 +75,9 @@ pub struct RelayHost<M: Machine> {
     mailbox: BTreeMap<(Timestamp, u64), Message>,
     messages: u64,
     model: Model,
+    kernel: Kernel,
+    /// What the kernel would send for the datagram that is looked at.
+    awaited: Option<Sent>,
     faults: Faults,
     dice: Dice,
     lateness: Duration,
@@ -112,6 +121,10 @@ pub struct RelayHostConfig<M> {
     pub shared: Arc<RelayShared>,
     /// Ports that one machine may hold.
     pub max_ports: usize,
+    /// Channels that one allocation may have.
+    pub max_channels: usize,
+    /// What becomes of packets that have a route.
+    pub kernel_path: KernelPath,
     /// What goes wrong.
     pub faults: Faults,
 }
@@ -120,12 +133,20 @@ impl<M: Machine<Command = RelayCommand, Event = RelayEvent>> RelayHost<M> {
     /// A relay that was just started; its listening addresses have to be bound by the caller.
     pub fn new(config: RelayHostConfig<M>, model: Model, dice: Dice) -> Self {
         let shard = |(machine, counters)| Shard {
-            shell: Shell::new(machine, config.max_ports),
+            shell: Shell::new(machine, config.max_ports, config.max_channels),
             counters,
             drops_seen: vec![0; DropReason::ALL.len()],
             ports: BTreeMap::new(),
         };
+        let kernel = Kernel::new(
+            config.kernel_path,
+            model.rules.port_range.clone(),
+            config.faults.refused_routes,
+            dice.fork("kernel", 0),
+        );
         Self {
+            kernel,
+            awaited: None,
             shards: config.machines.into_iter().map(shard).collect(),
             shared: config.shared,
             listeners: model.rules.listeners.clone(),
@@ -144,6 +165,11 @@ impl<M: Machine<Command = RelayCommand, Event = RelayEvent>> RelayHost<M> {
     /// The reference.
     pub fn model(&self) -> &Model {
         &self.model
+    }
+
+    /// The kernel's routes.
+    pub fn kernel(&self) -> &Kernel {
+        &self.kernel
     }
 
     /// The counters of all shards.
@@ -182,7 +208,12 @@ impl<M: Machine<Command = RelayCommand, Event = RelayEvent>> RelayHost<M> {
             "{live} ports are marked as live, there are {allocations} allocations"
         );
         let sum = |of: fn(&RelayCounters) -> u64| self.counters().map(of).sum::<u64>();
-        let totals = self.model.totals();
+        assert_eq!(
+            sum(|c| c.routes.value()),
+            self.kernel.told().len() as u64,
+            "routes are counted as they are told"
+        );
+        let totals = self.machine_totals();
         assert_eq!(sum(|c| c.packets_to_peers.value()), totals.packets_to_peers);
         assert_eq!(sum(|c| c.bytes_to_peers.value()), totals.bytes_to_peers);
         assert_eq!(
@@ -198,11 +229,23 @@ impl<M: Machine<Command = RelayCommand, Event = RelayEvent>> RelayHost<M> {
         );
     }
 
+    /// What passed, but for what took a route.
+    fn machine_totals(&self) -> Totals {
+        let (all, taken) = (self.model.totals(), self.kernel.taken());
+        Totals {
+            packets_to_peers: all.packets_to_peers - taken.packets_to_peers,
+            bytes_to_peers: all.bytes_to_peers - taken.bytes_to_peers,
+            packets_to_clients: all.packets_to_clients - taken.packets_to_clients,
+            bytes_to_clients: all.bytes_to_clients - taken.bytes_to_clients,
+        }
+    }
+
     /// Everything has ended: nothing is left of any allocation.
     pub fn check_empty(&self, context: &Context<'_>) {
         self.check(context);
         assert_eq!(self.model.allocations().len(), 0);
         assert_eq!(self.open_ports(), 0);
+        assert_eq!(self.kernel.told().len(), 0, "{:?}", self.kernel);
         for (index, shard) in self.shards.iter().enumerate() {
             assert_eq!(shard.counters.ports_in_use.value(), 0, "shard {index}");
             assert_eq!(
@@ -220,7 +263,7 @@ impl<M: Machine<Command = RelayCommand, Event = RelayEvent>> RelayHost<M> {
                 ended,
                 traffic,
             } = self.notices;
-            let totals = self.model.totals();
+            let totals = self.machine_totals();
             assert_eq!(made, ended, "allocations made and ended");
             assert_eq!(traffic.packets_to_peers, totals.packets_to_peers);
             assert_eq!(traffic.bytes_to_peers, totals.bytes_to_peers);
@@ -312,8 +355,74 @@ impl<M: Machine<Command = RelayCommand, Event = RelayEvent>> RelayHost<M> {
         }
     }
 
+    /// Gives all shards another configuration, which `rules` describe; does nothing while a port is
+    /// being opened.
+    pub fn reload(&mut self, context: &mut Context<'_>, config: &Arc<RelayConfig>, rules: Rules) {
+        if self.model.is_opening() {
+            return;
+        }
+        self.model.reload(context.now, rules);
+        self.model.count("reload");
+        for index in 0..self.shards.len() {
+            let shard = ShardId(u16::try_from(index).expect("shards are counted in 16 bits"));
+            let event = RelayEvent::Reconfigured(Arc::clone(config));
+            // A shell lets a machine work in the round in which it hands over a message.
+            let shell = &mut self.shards[index].shell;
+            let mut outputs = shell.event(context.now, event);
+            let more = shell.timeout(context.now);
+            outputs.sent.extend(more.sent);
+            outputs.commands.extend(more.commands);
+            self.carry_out(context, shard, Vec::new(), outputs);
+        }
+        self.check_routes(context.now);
+    }
+
+    /// Compares the kernel's routes with the reference.
+    fn check_routes(&self, now: Timestamp) {
+        if self.kernel.path() == KernelPath::Off {
+            return;
+        }
+        let over_limit: u64 = self.counters().map(|c| c.routes_over_limit.value()).sum();
+        self.model.check_routes(now, &self.kernel, over_limit == 0);
+    }
+
+    /// Lets a packet take its route. Nothing tells that it did not go through the machine.
+    fn take_route(&mut self, context: &mut Context<'_>, packet: &Packet, sent: Sent) {
+        let (now, payload) = (context.now, &packet.payload);
+        let expected = if self.is_listening(packet.destination) {
+            let flow = Flow {
+                client: packet.source,
+                server: packet.destination,
+            };
+            self.check_destination(sent.destination);
+            self.model.client_datagram(now, flow, payload)
+        } else {
+            self.model
+                .peer_datagram(now, packet.destination, packet.source, payload)
+        };
+        self.kernel.count(&sent);
+        context.send(sent.source, sent.destination, &sent.payload);
+        let observed = Observed {
+            sent: vec![sent],
+            ..Observed::default()
+        };
+        self.model.conclude(now, &expected, &observed);
+        self.model.count("kernel path");
+    }
+
     /// Compares what a shard did with the reference, then does it.
     fn conclude(
+        &mut self,
+        context: &mut Context<'_>,
+        shard: ShardId,
+        expected: Expectation,
+        outputs: Outputs<RelayCommand>,
+    ) {
+        self.carry_out(context, shard, expected, outputs);
+        self.check_routes(context.now);
+    }
+
+    fn carry_out(
         &mut self,
         context: &mut Context<'_>,
         shard: ShardId,
@@ -335,7 +444,13 @@ impl<M: Machine<Command = RelayCommand, Event = RelayEvent>> RelayHost<M> {
             });
         }
         let observed = Observed { sent, ports, drops };
+        if let Some(awaited) = self.awaited.take() {
+            assert_eq!(observed.sent, [awaited], "the kernel would do otherwise");
+        }
         self.model.conclude(context.now, &expected, &observed);
+        for command in outputs.commands {
+            self.execute(context, shard, command);
+        }
         for Sent {
             source,
             destination,
@@ -343,9 +458,6 @@ impl<M: Machine<Command = RelayCommand, Event = RelayEvent>> RelayHost<M> {
         } in &observed.sent
         {
             context.send(*source, *destination, payload);
-        }
-        for command in outputs.commands {
-            self.execute(context, shard, command);
         }
     }
 
@@ -377,6 +489,7 @@ impl<M: Machine<Command = RelayCommand, Event = RelayEvent>> RelayHost<M> {
     }
 
     fn execute(&mut self, context: &mut Context<'_>, shard: ShardId, command: RelayCommand) {
+        self.kernel.execute(&command);
         match command {
             RelayCommand::OpenPort { port, local } => {
                 let result = self.open(context, local);
@@ -529,13 +642,33 @@ impl<M: Machine<Command = RelayCommand, Event = RelayEvent>> RelayHost<M> {
 impl<M: Machine<Command = RelayCommand, Event = RelayEvent>> Node for RelayHost<M> {
     fn handle_packet(&mut self, context: &mut Context<'_>, packet: Packet) {
         self.sometimes_early(context.now);
-        if !self.is_listening(packet.destination) {
+        let is_listening = self.is_listening(packet.destination);
+        let misdirected =
+            is_listening && self.shards.len() > 1 && self.dice.happens(self.faults.misdirected);
+        // What a host sends to itself was never on its interface.
+        let is_on_wire = packet.sender != context.host;
+        let route = self.kernel.forward(context.now, &packet);
+        let route = route.filter(|_| is_on_wire);
+        let has_route = route.is_some();
+        match (self.kernel.path(), route) {
+            (KernelPath::Taken, Some(sent)) => {
+                self.take_route(context, &packet, sent);
+                return;
+            }
+            (KernelPath::Watched, Some(sent)) => {
+                self.awaited = Some(sent);
+                self.model.count("kernel path");
+            }
+            (_, None) | (KernelPath::Off, Some(_)) => {}
+        }
+        if !is_listening {
             self.peer_datagram(context, &packet);
             return;
         }
         let rules = &self.model.rules;
         let shard = shard_of(rules.steering_key, packet.source, rules.shards);
-        if self.shards.len() > 1 && self.dice.happens(self.faults.misdirected) {
+        // What has a route is not late on the kernel's path, so it is not here.
+        if misdirected && !has_route {
             let later = self
                 .dice
                 .duration(Duration::ZERO..Duration::from_micros(300));
@@ -558,6 +691,7 @@ impl<M: Machine<Command = RelayCommand, Event = RelayEvent>> Node for RelayHost<
             self.conclude(context, shard, Vec::new(), outputs);
         }
         self.model.check_ended(context.now);
+        self.check_routes(context.now);
         self.check(context);
         self.lateness = self.dice.duration(Duration::ZERO..self.faults.lateness);
     }

@@ -13,11 +13,12 @@ use towpath_proto::relay::{
 };
 
 use crate::dice::Dice;
+use crate::kernel::KernelPath;
 use crate::model::{Model, Rules};
 use crate::network::{Edge, HostId};
 use crate::relay_host::{Faults, RelayHost, RelayHostConfig};
 use crate::stun::{md5_key, sha256_key};
-use crate::world::{Node, World};
+use crate::world::{Context, Node, World};
 
 /// How late a relay may end something: a tick of its timers, and the latest wake-up of a host.
 const SLACK: Duration = Duration::from_millis(8);
@@ -47,6 +48,8 @@ pub struct RelaySpec {
     pub programs: Vec<SocketAddr>,
     /// What goes wrong on its host.
     pub faults: Faults,
+    /// What becomes of packets that the kernel could forward.
+    pub kernel_path: KernelPath,
 }
 
 /// The port every relay listens on.
@@ -69,6 +72,7 @@ impl RelaySpec {
             limits: RelayLimits::default(),
             programs: Vec::new(),
             faults: Faults::none(),
+            kernel_path: KernelPath::Off,
         }
     }
 
@@ -105,6 +109,8 @@ impl RelaySpec {
             machines: machines.collect(),
             shared: Arc::clone(&shared),
             max_ports: config.ports_per_shard() as usize,
+            max_channels: usize::from(self.limits.max_channels),
+            kernel_path: self.kernel_path,
             faults: self.faults.clone(),
         };
         let host = RelayHost::new(host, Model::new(rules.clone()), dice.fork("host", 0));
@@ -126,6 +132,15 @@ impl RelaySpec {
             world.network.bind(id, *socket).expect("the ports differ");
         }
         id
+    }
+
+    /// Gives the relay on a host what has changed in its description since; not everything can.
+    /// Does nothing while a port is being opened.
+    pub fn reload(&self, host: &mut RelayHost<Relay>, context: &mut Context<'_>) {
+        let rules = self.rules(host.model().rules.steering_key);
+        // A machine keeps the secret it began with.
+        let config = Arc::new(self.config([0; 32]));
+        host.reload(context, &config, rules)
     }
 
     fn listeners(&self) -> Vec<SocketAddr> {
@@ -182,7 +197,7 @@ impl RelaySpec {
                 deny: self.denied.iter().map(prefix).collect(),
             },
             limits: self.limits.clone(),
-            offload: false,
+            offload: self.kernel_path != KernelPath::Off,
             nonce_secret,
         }
     }

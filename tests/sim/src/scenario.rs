@@ -6,10 +6,11 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use towpath_proto::Timestamp;
-use towpath_proto::relay::{Relay, RelayLimits};
+use towpath_proto::relay::Relay;
 
 use crate::client::{Client, Plan};
 use crate::dice::{Dice, PerMillion};
+use crate::kernel::KernelPath;
 use crate::network::{Edge, HostId, Link, Network, Packet};
 use crate::peer::Peer;
 use crate::probe::Probe;
@@ -48,8 +49,16 @@ pub struct Outcome {
 
 /// Runs the scenario of a seed. Panics, and says how to replay it, where an invariant is broken.
 pub fn run(seed: u64) -> Outcome {
+    use KernelPath::{Off, Taken, Watched};
+    let mut dice = Dice::new(seed).fork("kernel path", 0);
+    let path = *dice.pick(&[Off, Watched, Watched, Taken, Taken, Taken]);
+    run_with(seed, path)
+}
+
+/// Runs the scenario of a seed with another kernel path than it would have.
+pub fn run_with(seed: u64, path: KernelPath) -> Outcome {
     let dice = Dice::new(seed);
-    let mut run = Run::new(seed, &dice);
+    let mut run = Run::new(seed, &dice, path);
     run.play();
     run.finish()
 }
@@ -61,11 +70,11 @@ struct Run {
     ledger: Ledger,
     start: Timestamp,
     dice: Dice,
-    limits: RelayLimits,
+    spec: RelaySpec,
 }
 
 impl Run {
-    fn new(seed: u64, dice: &Dice) -> Self {
+    fn new(seed: u64, dice: &Dice, path: KernelPath) -> Self {
         let mut choices = dice.fork("scenario", 0);
         let start = *choices.pick(&[0, 1, 77_000_000_000, 1 << 52, (1 << 62) + 12_345]);
         let start = Timestamp::from_nanos(start);
@@ -75,6 +84,10 @@ impl Run {
         let mut world = World::new(seed, start, network);
         let mut spec = some_relay(&mut choices);
         spec.programs = some_programs(&mut choices, &spec);
+        spec.kernel_path = path;
+        let mut kernel = dice.fork("routes", 0);
+        spec.limits.max_routes = *kernel.pick(&[2, 6, 1 << 17, 1 << 17]);
+        spec.faults.refused_routes = *kernel.pick(&[PerMillion(0), PerMillion(200_000)]);
         let relay = spec.add_to(&mut world, dice, |host| Actor::Relay(Box::new(host)));
         let peers = add_peers(&mut choices, &mut world, &ledger, &spec);
         let plan = Rc::new(plan(&mut choices, &spec, peers));
@@ -87,7 +100,7 @@ impl Run {
             ledger,
             start,
             dice,
-            limits: spec.limits,
+            spec,
         }
     }
 
@@ -116,12 +129,36 @@ impl Run {
                 };
                 self.world.network.partition(from, to, until);
             }
+            if self.dice.one_in(4) {
+                self.reload();
+            }
         }
+    }
+
+    /// Changes who may use the relay and which peers they may reach.
+    fn reload(&mut self) {
+        let mut spec = self.spec.clone();
+        match self.dice.below(5) {
+            0 => spec.denied.push(ip("7.1.0.1")),
+            1 => spec.denied.extend([ip("2a00:7::1"), ip("10.77.0.1")]),
+            2 => drop(spec.users.remove(self.dice.below(spec.users.len()))),
+            3 => {
+                let user = self.dice.below(spec.users.len());
+                spec.users[user].1.push('!');
+            }
+            _ => {}
+        }
+        self.world.act(self.relay, |node, context| {
+            let Actor::Relay(host) = node else {
+                unreachable!("the relay's host has a relay")
+            };
+            spec.reload(host, context);
+        });
     }
 
     /// Lets everything expire; nothing may be left.
     fn finish(mut self) -> Outcome {
-        let longest = self.limits.max_lifetime.max(Duration::from_secs(3600));
+        let longest = self.spec.limits.max_lifetime.max(Duration::from_secs(3600));
         self.world
             .run_until(self.world.now() + longest + Duration::from_secs(60));
         let Self {
@@ -229,6 +266,7 @@ fn some_faults(dice: &mut Dice) -> Faults {
     Faults {
         in_use: sometimes(dice, 200_000),
         no_descriptors: sometimes(dice, 100_000),
+        refused_routes: PerMillion(0),
         misdirected: sometimes(dice, 300_000),
         slow_answers: sometimes(dice, 500_000),
         lateness: *dice.pick(&[

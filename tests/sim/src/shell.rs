@@ -12,8 +12,11 @@ use towpath_proto::{Machine, Timestamp};
 const MAX_UDP_PAYLOAD_BYTES: usize = 65_507;
 /// Rounds of `handle_timeout` after which a machine's deadline has to lie in the future.
 const MAX_TIMEOUT_ROUNDS: usize = 64;
-/// What one datagram may lead to: an answer, and the end of an allocation that was due.
+/// What one datagram may lead to: an answer, and the end of an allocation that was due; for each
+/// channel of an allocation, commands about its routes.
 const MAX_OUTPUTS_PER_DATAGRAM: usize = 8;
+/// Both routes of a channel may be removed and set.
+const MAX_OUTPUTS_PER_CHANNEL: usize = 4;
 /// What one event may lead to, for each port that a machine may hold.
 const MAX_OUTPUTS_PER_PORT: usize = 8;
 
@@ -22,6 +25,7 @@ const MAX_OUTPUTS_PER_PORT: usize = 8;
 pub struct Shell<M: Machine> {
     machine: M,
     max_ports: usize,
+    max_channels: usize,
     buffer: Box<[u8; TRANSMIT_BUFFER_BYTES]>,
 }
 
@@ -50,11 +54,12 @@ pub struct Outgoing {
 }
 
 impl<M: Machine> Shell<M> {
-    /// A shell for a machine that may hold so many relayed ports.
-    pub fn new(machine: M, max_ports: usize) -> Self {
+    /// A shell for a machine that may hold so many relayed ports, with so many channels each.
+    pub fn new(machine: M, max_ports: usize, max_channels: usize) -> Self {
         Self {
             machine,
             max_ports,
+            max_channels,
             buffer: Box::new([0; TRANSMIT_BUFFER_BYTES]),
         }
     }
@@ -84,17 +89,21 @@ impl<M: Machine> Shell<M> {
         if let Some(transmit) = forwarded {
             sent.push(outgoing(&transmit, &bytes, true));
         }
-        self.drain(now, sent, MAX_OUTPUTS_PER_DATAGRAM)
+        let routes = MAX_OUTPUTS_PER_CHANNEL * self.max_channels;
+        self.drain(now, sent, MAX_OUTPUTS_PER_DATAGRAM + routes)
     }
 
     /// Hands over an event.
     pub fn event(&mut self, now: Timestamp, event: M::Event) -> Outputs<M::Command> {
         self.machine.handle_event(now, event);
-        self.drain(
-            now,
-            Vec::new(),
-            MAX_OUTPUTS_PER_PORT * self.max_ports.max(1),
-        )
+        let limit = self.limit();
+        self.drain(now, Vec::new(), limit)
+    }
+
+    /// What an event or the time may lead to.
+    fn limit(&self) -> usize {
+        let per_port = MAX_OUTPUTS_PER_PORT + MAX_OUTPUTS_PER_CHANNEL * self.max_channels;
+        per_port * self.max_ports.max(1)
     }
 
     /// Lets the machine do what is due.
@@ -103,7 +112,7 @@ impl<M: Machine> Shell<M> {
             sent: Vec::new(),
             commands: Vec::new(),
         };
-        let limit = MAX_OUTPUTS_PER_PORT * self.max_ports.max(1);
+        let limit = self.limit();
         for _ in 0..MAX_TIMEOUT_ROUNDS {
             if self.machine.poll_timeout().is_none_or(|at| at > now) {
                 return all;

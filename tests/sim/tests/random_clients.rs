@@ -4,7 +4,8 @@
 
 use std::collections::BTreeMap;
 
-use towpath_sim::scenario::{Outcome, run};
+use towpath_sim::kernel::KernelPath;
+use towpath_sim::scenario::{Outcome, run, run_with};
 use towpath_sim::seeds;
 
 /// What must have happened in a run of [`seeds::DEFAULT_COUNT`] seeds, and how often at least: a
@@ -17,6 +18,8 @@ const MUST_HAPPEN: &[(&str, u64)] = &[
     ("success 0x009", 1_000),
     ("to peer", 5_000),
     ("hairpin", 1_000),
+    ("kernel path", 5_000),
+    ("reload", 500),
     ("even port", 1_000),
     ("by token", 50),
     ("channel data to client", 1_000),
@@ -67,6 +70,17 @@ fn random_clients_get_what_the_reference_says_and_leave_nothing_behind() {
             );
         }
     }
+}
+
+#[test]
+fn the_kernel_path_changes_nothing_that_anybody_can_see() {
+    let mut forwarded = 0;
+    for seed in 0..200 {
+        let taken = run_with(seed, KernelPath::Taken);
+        assert_eq!(taken, run_with(seed, KernelPath::Watched), "seed {seed}");
+        forwarded += taken.coverage.get("kernel path").copied().unwrap_or(0);
+    }
+    assert!(forwarded > 2_000, "{forwarded} packets took a route");
 }
 
 #[test]

@@ -1,0 +1,163 @@
+//! The kernel's part of a relay's host: a map of routes, and the packets that take them.
+//!
+//! ```text
+//!   packet ─▶ key ─▶ route, not expired ─▶ out          relay's shards never see it
+//!               └──▶ anything else      ─▶ passed to the shards' sockets
+//! ```
+//!
+//! It knows no TURN: whether a route is right is for [`Model::check_routes`] to say.
+//!
+//! [`Model::check_routes`]: crate::model::Model::check_routes
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+
+use towpath_ebpf_common::route::RouteKey;
+use towpath_proto::Timestamp;
+use towpath_proto::relay::{RelayCommand, RouteTarget};
+
+use crate::dice::{Dice, PerMillion};
+use crate::model::{Sent, Totals, is_wrapped};
+use crate::network::Packet;
+use crate::stun;
+
+/// What becomes of packets that have a route.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum KernelPath {
+    /// The relay is told that there is no kernel path.
+    Off,
+    /// They go to the relay, which has to do what the route says.
+    Watched,
+    /// They take the route.
+    Taken,
+}
+
+/// The longest UDP payload that leaves on a link of 1500 bytes, over IPv6 and with a header in front.
+const LONGEST_PAYLOAD: usize = 1500 - 40 - 8 - 4;
+
+/// The map of routes, with what userspace believes to be in it.
+#[derive(Debug)]
+pub struct Kernel {
+    path: KernelPath,
+    port_range: RangeInclusive<u16>,
+    routes: BTreeMap<RouteKey, RouteTarget>,
+    told: BTreeMap<RouteKey, RouteTarget>,
+    refused: PerMillion,
+    dice: Dice,
+    taken: Totals,
+}
+
+impl Kernel {
+    /// An empty map that refuses a route now and then.
+    pub fn new(
+        path: KernelPath,
+        port_range: RangeInclusive<u16>,
+        refused: PerMillion,
+        dice: Dice,
+    ) -> Self {
+        Self {
+            path,
+            port_range,
+            routes: BTreeMap::new(),
+            told: BTreeMap::new(),
+            refused,
+            dice,
+            taken: Totals::default(),
+        }
+    }
+
+    /// What becomes of packets that have a route.
+    pub fn path(&self) -> KernelPath {
+        self.path
+    }
+
+    /// What is in the map.
+    pub fn routes(&self) -> &BTreeMap<RouteKey, RouteTarget> {
+        &self.routes
+    }
+
+    /// What the relay has asked for and not taken back: the map, and what it refused.
+    pub fn told(&self) -> &BTreeMap<RouteKey, RouteTarget> {
+        &self.told
+    }
+
+    /// What took a route.
+    pub fn taken(&self) -> Totals {
+        self.taken
+    }
+
+    /// Does what the relay asks for, if it is about routes.
+    pub fn execute(&mut self, command: &RelayCommand) {
+        match command {
+            RelayCommand::SetRoute { key, route } => {
+                assert_ne!(self.path, KernelPath::Off, "nobody can do {command:?}");
+                self.told.insert(*key, *route);
+                if self.dice.happens(self.refused) {
+                    self.routes.remove(key);
+                } else {
+                    self.routes.insert(*key, *route);
+                }
+            }
+            RelayCommand::RemoveRoute { key } => {
+                let told = self.told.remove(key);
+                assert!(told.is_some(), "{key:?} was not set or is removed twice");
+                self.routes.remove(key);
+            }
+            RelayCommand::OpenPort { .. }
+            | RelayCommand::ClosePort { .. }
+            | RelayCommand::Notify(_) => {}
+        }
+    }
+
+    /// What a packet becomes that has a route now.
+    pub fn forward(&self, now: Timestamp, packet: &Packet) -> Option<Sent> {
+        let Packet {
+            source,
+            destination,
+            payload,
+            ..
+        } = packet;
+        let (channel, data) = self.parse(*destination, payload)?;
+        let key = RouteKey::new(*source, *destination, channel);
+        let route = self.routes.get(&key).filter(|route| route.expires > now)?;
+        let payload = match route.channel {
+            Some(number) => stun::channel_data(number.number(), data, false),
+            None => data.to_vec(),
+        };
+        Some(Sent {
+            source: route.source,
+            destination: route.destination,
+            payload,
+        })
+    }
+
+    /// A packet's channel, 0 for plain UDP, and its data; `None` where it is passed in any case.
+    fn parse<'a>(&self, destination: SocketAddr, payload: &'a [u8]) -> Option<(u16, &'a [u8])> {
+        if payload.len() > LONGEST_PAYLOAD {
+            return None;
+        }
+        if self.port_range.contains(&destination.port()) {
+            // What was relayed before may be going round, which the relay finds out.
+            return (!is_wrapped(payload)).then_some((0, payload));
+        }
+        let [high @ 0x40..=0x7f, low, rest @ ..] = payload else {
+            return None;
+        };
+        let (len, data) = rest.split_first_chunk()?;
+        let len = usize::from(u16::from_be_bytes(*len));
+        let is_whole = data.len() == len || data.len() == len.next_multiple_of(4);
+        is_whole.then(|| (u16::from_be_bytes([*high, *low]), &data[..len]))
+    }
+
+    /// Counts a packet that took its route.
+    pub fn count(&mut self, sent: &Sent) {
+        if self.port_range.contains(&sent.source.port()) {
+            self.taken.packets_to_peers += 1;
+            self.taken.bytes_to_peers += sent.payload.len() as u64;
+        } else {
+            self.taken.packets_to_clients += 1;
+            self.taken.bytes_to_clients += sent.payload.len() as u64 - 4;
+        }
+    }
+}
