@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::control::{CLIENT_PORT, Clients, PASSWORD, REALM, USERNAME};
 use crate::rig::Rig;
-use crate::server::{Process, Server, Table};
+use crate::server::{Body, Process, Server, Table};
 
 const PROGRAM: &str = "turnserver";
 const PORT: u16 = 3478;
@@ -54,6 +54,6 @@ pub fn start(rig: &Rig, directory: &Path, listen: Ipv4Addr, relay: Ipv4Addr) -> 
         version()?,
         address,
         Table::Turn(Box::new(clients)),
-        process,
+        Body::Process(process),
     ))
 }

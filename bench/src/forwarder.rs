@@ -17,7 +17,7 @@ use crate::batch::Batch;
 use crate::control::{CHANNEL, CLIENT_PORT, PEER_PORT};
 use crate::packet::CHANNEL_DATA_HEADER_BYTES;
 use crate::rig::Rig;
-use crate::server::{Flow, Process, Server, Table as ServerTable};
+use crate::server::{Body, Flow, Process, Server, Table as ServerTable};
 use crate::sys::{self, Epoll};
 
 /// Port towards the clients.
@@ -213,5 +213,6 @@ pub fn start(
     };
     let version = "recvmmsg/sendmmsg of 32 under epoll, one socket per flow".to_owned();
     let table = ServerTable::Fixed((0..count).map(flow).collect());
-    Ok(Server::new("forwarder", version, address, table, process))
+    let body = Body::Process(process);
+    Ok(Server::new("forwarder", version, address, table, body))
 }

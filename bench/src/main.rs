@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use towpath_bench::results::Results;
 use towpath_bench::timings::Micro;
-use towpath_bench::{forwarder, relay, report};
+use towpath_bench::{forwarder, kernel, relay, report};
 
 #[derive(Parser)]
 #[command(
@@ -24,6 +24,8 @@ struct Arguments {
 enum Command {
     /// Measure coturn, Towpath on both drivers, and the yardstick, in namespaces of their own
     Relay(relay::Options),
+    /// Measure coturn, Towpath in userspace and in the kernel, and the minimal XDP program
+    Kernel(kernel::Options),
     /// Gather what `cargo bench` and the program `instructions` found
     Micro {
         /// Where criterion left its estimates
@@ -59,6 +61,7 @@ enum Command {
 fn main() -> Result<()> {
     match Arguments::parse().command {
         Command::Relay(options) => relay::run(&options),
+        Command::Kernel(options) => kernel::run(&options),
         Command::Micro {
             criterion,
             instructions,

@@ -40,7 +40,7 @@ impl MemoryGroup {
             let group = Self { directory, counter };
             let joined = fs::write(
                 group.directory.join("cgroup.procs"),
-                server.pid().to_string(),
+                server.pid()?.to_string(),
             );
             if joined.is_ok() && group.kernel_bytes().is_ok() {
                 return Some(group);
@@ -129,7 +129,7 @@ pub fn measure(rig: &Rig, sinks: &Sinks, server: &mut Server, probe: PacketProbe
         thread::sleep(SETTLE);
         scale.points.push(MemoryPoint {
             allocations,
-            process_bytes: process_bytes(server.pid())?,
+            process_bytes: process_bytes(server.pid().context("no process to measure")?)?,
             kernel_bytes: kernel_bytes()?,
             make_us,
         });

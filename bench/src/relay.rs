@@ -1,22 +1,23 @@
 //! The whole run: starts the servers, goes through the measurements in alternating rounds, and notes
 //! whatever could not be measured.
 
-use std::collections::BTreeMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, ensure};
 use clap::{Args, ValueEnum};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 
 use crate::load::{Cell, Load, Round, Sinks};
 use crate::memory::PacketProbe;
+use crate::place::{self, Place};
 use crate::results::{self, DRIVERS, IDLE_ALLOCATIONS, Latency, Results, Scale};
-use crate::rig::{self, BENCH_CPU, Moderation, Rig};
+use crate::rig::{self, Moderation, Rig};
+use crate::scratch::Scratch;
 use crate::server::Server;
-use crate::sys::{self, Scheduling};
+use crate::sys;
 use crate::throughput::{self, Failure, Guesses, QUANTUM, Stage, each};
+use crate::towpath::Variant;
 use crate::{allocations, coturn, forwarder, latency, memory, report, towpath};
 
 /// What to measure.
@@ -105,8 +106,9 @@ const ALL_PARTS: [Part; 4] = [
     Part::Throughput,
 ];
 
+const URING: Variant<'_> = Variant::in_userspace(DRIVERS[0], DRIVERS[0]);
+const EPOLL: Variant<'_> = Variant::in_userspace(DRIVERS[1], DRIVERS[1]);
 const FLOWS_OF_FORWARDER: u16 = 1000;
-const GENERATOR_PRIORITY: u32 = 10;
 const SINK_MODERATION: Moderation = Moderation::Microseconds(100);
 /// The yardstick is one only below this.
 const YARDSTICK_NS_PER_PACKET: f64 = 5000.0;
@@ -140,6 +142,7 @@ impl Pace {
                 probe: Duration::from_millis(probe_ms),
                 round: Duration::from_millis(round_ms),
                 overload_rounds,
+                equal_rounds: 0,
             },
             latency_rounds: pairs * LATENCY_ROUNDS_PER_PAIR,
             latency_round: Duration::from_millis(latency_ms),
@@ -167,6 +170,7 @@ impl Pace {
 }
 
 struct Bench<'a> {
+    places: &'a [Place],
     rig: &'a Rig,
     sinks: &'a Sinks,
     directory: &'a Path,
@@ -187,29 +191,20 @@ pub fn run(options: &Options) -> Result<()> {
     ensure!(pace.throughput.pairs > 0, "--pairs must be at least 1");
     sys::catch_signals();
     sys::raise_descriptor_limit()?;
-    let directory = Directory::create()?;
-    let mut rig = Rig::build().context("building the namespaces (this needs root)")?;
-    let sinks = Sinks::attach(&rig)?;
-    rig.thread_napi()?;
-    sys::pin_to_cpu(0, BENCH_CPU)?;
-    sys::schedule(0, Scheduling::Fifo(GENERATOR_PRIORITY))?;
+    let directory = Scratch::for_files()?;
+    let places = [Place::build(0)?];
+    place::become_generator()?;
     let mut bench = Bench {
-        rig: &rig,
-        sinks: &sinks,
-        directory: &directory.0,
+        places: &places,
+        rig: &places[0].rig,
+        sinks: &places[0].sinks,
+        directory: directory.path(),
         options,
         pace,
         end: begin + limit - ONE_CELL.min(limit / 2),
         servers: Vec::new(),
-        results: Results {
-            setting: results::setting(pace.throughput.pairs, options.quick),
-            throughput: Vec::new(),
-            latency: Vec::new(),
-            allocations: BTreeMap::new(),
-            scale: BTreeMap::new(),
-            skipped: Vec::new(),
-        },
-        progress: progress_bar(),
+        results: Results::new(results::setting(pace.throughput.pairs, options.quick)),
+        progress: place::progress_bar(),
     };
     if let Err(error) = bench.measure_all() {
         bench.skip(format!("the rest: {error:#}"));
@@ -217,47 +212,7 @@ pub fn run(options: &Options) -> Result<()> {
     bench.progress.finish_and_clear();
     let mut results = bench.results;
     results.setting.seconds = begin.elapsed().as_secs();
-    fs::create_dir_all(&options.out)
-        .with_context(|| format!("creating {}", options.out.display()))?;
-    report::write_all(&results, &options.out)?;
-    print!("{}", report::figures_table(&results));
-    for skipped in &results.skipped {
-        eprintln!("not measured: {skipped}");
-    }
-    if !results.skipped.is_empty() && !options.allow_skip {
-        bail!(
-            "{} measurements are missing (--allow-skip accepts that)",
-            results.skipped.len()
-        );
-    }
-    Ok(())
-}
-
-fn progress_bar() -> ProgressBar {
-    // Draws on a terminal only.
-    let bar = ProgressBar::new(0);
-    if let Ok(style) = ProgressStyle::with_template("{elapsed_precise} [{bar:30}] {eta} {msg}") {
-        bar.set_style(style.progress_chars("=> "));
-    }
-    bar
-}
-
-struct Directory(PathBuf);
-
-impl Directory {
-    fn create() -> Result<Self> {
-        let path = std::env::temp_dir().join(format!("tp-bench-{}", std::process::id()));
-        fs::create_dir_all(&path).with_context(|| format!("creating {}", path.display()))?;
-        Ok(Self(path))
-    }
-}
-
-impl Drop for Directory {
-    fn drop(&mut self) {
-        if let Err(error) = fs::remove_dir_all(&self.0) {
-            eprintln!("could not remove {}: {error}", self.0.display());
-        }
-    }
+    report::conclude_relay(&results, &options.out, options.allow_skip)
 }
 
 impl Bench<'_> {
@@ -325,7 +280,7 @@ impl Bench<'_> {
         let throughput = self.pace.throughput;
         let rounds = throughput.pairs + 1;
         let steps = |part: &Part| match part {
-            Part::Throughput => cells * servers * (1 + rounds + throughput.overload_rounds),
+            Part::Throughput => cells * servers * throughput.steps(),
             Part::Latency => latency::cells().len() * servers * (self.pace.latency_rounds + 1),
             Part::Allocations => servers * rounds,
             Part::Memory => servers,
@@ -362,20 +317,16 @@ impl Bench<'_> {
                 forwarder::start(rig, directory, listen, relay, FLOWS_OF_FORWARDER)
             }
             ServerKind::IoUring => {
-                towpath::start(rig, directory, &self.program()?, DRIVERS[0], listen, relay)
+                towpath::start(rig, directory, &self.program()?, &URING, listen, relay)
             }
             ServerKind::Epoll => {
-                towpath::start(rig, directory, &self.program()?, DRIVERS[1], listen, relay)
+                towpath::start(rig, directory, &self.program()?, &EPOLL, listen, relay)
             }
         }
     }
 
     fn program(&self) -> Result<PathBuf> {
-        if let Some(program) = &self.options.towpath {
-            return Ok(program.clone());
-        }
-        let own = std::env::current_exe().context("finding the own program")?;
-        Ok(own.with_file_name("towpath"))
+        towpath::program(self.options.towpath.as_deref())
     }
 
     fn skip(&mut self, what: String) {
@@ -396,8 +347,7 @@ impl Bench<'_> {
             let patience = Instant::now() + left / (cells.len() - number) as u32;
             let mut servers = std::mem::take(&mut self.servers);
             let stage = Stage {
-                rig: self.rig,
-                sinks: self.sinks,
+                places: self.places,
                 progress: &self.progress,
             };
             let pace = self.pace.throughput;

@@ -4,27 +4,55 @@ use std::fmt::Write;
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::load::Round;
 use crate::results::{
-    self, Carried, IDLE_ALLOCATIONS, Latency, Results, Scale, Target, Throughput,
+    self, Carried, Figure, IDLE_ALLOCATIONS, Latency, Results, Scale, Target, Throughput,
 };
 use crate::statistics::{self, Summary};
 use crate::svg;
 use crate::timings::{Micro, Timing};
 
-/// File of the results.
-pub const RESULTS_FILE: &str = "relay.json";
-/// File of the picture.
-pub const PICTURE_FILE: &str = "relay.svg";
+/// Ends a run of the relays: writes its results, prints its figures, and fails where something is missing.
+pub fn conclude_relay(results: &Results, directory: &Path, allow_skip: bool) -> Result<()> {
+    conclude(
+        results,
+        directory,
+        "relay",
+        &results::figures(results),
+        allow_skip,
+    )
+}
 
-/// Writes JSON and SVG into a directory.
-pub fn write_all(results: &Results, directory: &Path) -> Result<()> {
-    results.write(&directory.join(RESULTS_FILE))?;
-    let picture = directory.join(PICTURE_FILE);
+/// The same for a run of the kernel path.
+pub fn conclude_kernel(results: &Results, directory: &Path, allow_skip: bool) -> Result<()> {
+    let figures = results::kernel_figures(results);
+    conclude(results, directory, "kernel", &figures, allow_skip)
+}
+
+fn conclude(
+    results: &Results,
+    directory: &Path,
+    name: &str,
+    figures: &[Figure],
+    allow_skip: bool,
+) -> Result<()> {
+    fs::create_dir_all(directory).with_context(|| format!("creating {}", directory.display()))?;
+    results.write(&directory.join(name).with_extension("json"))?;
+    let picture = directory.join(name).with_extension("svg");
     fs::write(&picture, svg::throughput(results))
-        .with_context(|| format!("writing {}", picture.display()))
+        .with_context(|| format!("writing {}", picture.display()))?;
+    print!("{}", figures_table(figures));
+    for skipped in &results.skipped {
+        eprintln!("not measured: {skipped}");
+    }
+    ensure!(
+        results.skipped.is_empty() || allow_skip,
+        "{} measurements are missing (--allow-skip accepts that)",
+        results.skipped.len()
+    );
+    Ok(())
 }
 
 fn kilo(summary: Option<Summary>) -> String {
@@ -153,10 +181,10 @@ pub fn scale_rows(name: &str, scale: &Scale) -> String {
     text
 }
 
-/// All figures with a target, and whether they hold.
-pub fn figures_table(results: &Results) -> String {
+/// Figures with a target, and whether they hold.
+fn figures_table(figures: &[Figure]) -> String {
     let mut text = String::new();
-    for figure in results::figures(results) {
+    for figure in figures {
         let (sign, bound) = match figure.target {
             Target::AtLeast(bound) => ("≥", bound),
             Target::AtMost(bound) => ("≤", bound),

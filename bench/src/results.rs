@@ -59,6 +59,9 @@ pub struct Carried {
     pub rounds: Vec<Round>,
     /// Rounds at twice that rate.
     pub overload: Vec<Round>,
+    /// Rounds at the rate that is equal for all servers.
+    #[serde(default)]
+    pub equal: Vec<Round>,
 }
 
 impl Carried {
@@ -198,6 +201,18 @@ pub struct Results {
 }
 
 impl Results {
+    /// Nothing yet.
+    pub fn new(setting: Setting) -> Self {
+        Self {
+            setting,
+            throughput: Vec::new(),
+            latency: Vec::new(),
+            allocations: BTreeMap::new(),
+            scale: BTreeMap::new(),
+            skipped: Vec::new(),
+        }
+    }
+
     /// Reads results.
     pub fn read(path: &Path) -> Result<Self> {
         let text =
@@ -281,6 +296,16 @@ impl Figure {
 /// Names of Towpath's drivers among the servers.
 pub const DRIVERS: [&str; 2] = ["io_uring", "epoll"];
 
+/// Towpath without its kernel path, where both are measured.
+pub const USERSPACE: &str = "userspace";
+/// Towpath's kernel path.
+pub const KERNEL_PATH: &str = "kernel";
+/// The minimal XDP program.
+pub const MINIMAL: &str = "minimal";
+
+const KERNEL_TO_MINIMAL: f64 = 0.7;
+const KERNEL_TO_COTURN_MEDIAN: f64 = 12.0;
+const KERNEL_TO_COTURN_LEAST: f64 = 8.0;
 const INTERLEAVED_TO_FORWARDER: f64 = 0.95;
 const INTERLEAVED_TO_COTURN: f64 = 1.2;
 const BURSTS_TO_COTURN: f64 = 2.5;
@@ -396,6 +421,44 @@ fn throughput_figures(figures: &mut Vec<Figure>, driver: &str, throughput: &Thro
         share,
         target,
     );
+}
+
+/// The figures of the kernel path.
+pub fn kernel_figures(results: &Results) -> Vec<Figure> {
+    let mut figures = Vec::new();
+    let mut to_coturn = Vec::new();
+    for Throughput { cell, servers } in &results.throughput {
+        let rates = |server: &str| servers.get(server).map(Carried::packets_per_cpu_second);
+        let Some(own) = rates(KERNEL_PATH) else {
+            continue;
+        };
+        if let Some(minimal) = rates(MINIMAL) {
+            let ratio = statistics::ratio(own.iter().copied(), minimal);
+            let name = format!("{cell}: to the minimal program");
+            push(
+                &mut figures,
+                name,
+                ratio,
+                Target::AtLeast(KERNEL_TO_MINIMAL),
+            );
+        }
+        if let Some(coturn) = rates("coturn") {
+            let ratio = statistics::ratio(own.iter().copied(), coturn);
+            to_coturn.extend(ratio.map(|ratio| ratio.median));
+            let name = format!("{cell}: to coturn");
+            let target = Target::AtLeast(KERNEL_TO_COTURN_LEAST);
+            push(&mut figures, name, ratio, target);
+        }
+    }
+    let median = statistics::summary(to_coturn);
+    let target = Target::AtLeast(KERNEL_TO_COTURN_MEDIAN);
+    push(
+        &mut figures,
+        "median of all kinds of traffic: to coturn".to_owned(),
+        median,
+        target,
+    );
+    figures
 }
 
 /// All cells of a full run.

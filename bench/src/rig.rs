@@ -46,8 +46,8 @@ pub struct Namespace {
 }
 
 impl Namespace {
-    fn create(role: &str) -> Result<Self> {
-        let name = format!("{NAMESPACE_PREFIX}{}-{role}", std::process::id());
+    fn create(number: usize, role: &str) -> Result<Self> {
+        let name = format!("{NAMESPACE_PREFIX}{}-{number}-{role}", std::process::id());
         run("ip", &["netns", "add", &name])?;
         let path = Path::new(NAMESPACE_DIRECTORY).join(&name);
         let file = File::open(&path).with_context(|| format!("opening {}", path.display()));
@@ -155,13 +155,15 @@ pub struct Rig {
 }
 
 impl Rig {
-    /// Builds namespaces and links, after removing those that ended processes left behind.
-    pub fn build() -> Result<Self> {
+    /// Builds namespaces and links, after removing those that ended processes left behind. `number`, of
+    /// one digit, tells the rigs of a process apart.
+    pub fn build(number: usize) -> Result<Self> {
+        assert!(number < 10, "the names of interfaces are short");
         remove_leftovers()?;
-        let client = Namespace::create("client")?;
-        let relay = Namespace::create("relay")?;
-        let peer = Namespace::create("peer")?;
-        let tag = format!("tb{}", std::process::id());
+        let client = Namespace::create(number, "client")?;
+        let relay = Namespace::create(number, "relay")?;
+        let peer = Namespace::create(number, "peer")?;
+        let tag = format!("tb{}{number}", std::process::id());
         let (client_end, relay_client_end) = link(&tag, "c", 1, (&client, 2), (&relay, 1))?;
         let (peer_end, relay_peer_end) = link(&tag, "p", 2, (&peer, 2), (&relay, 1))?;
         for server in 0..MAX_SERVERS {

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+use crate::bpf::XdpLink;
 use crate::control::Clients;
 use crate::cpu::{self, Task};
 use crate::rig::{Rig, SERVER_CPU, SERVER_NICE};
@@ -48,7 +49,17 @@ pub struct Server {
     pub address: SocketAddrV4,
     /// Its flows.
     pub table: Table,
-    process: Process,
+    /// Number of the place it is in.
+    pub place: usize,
+    body: Body,
+}
+
+/// What a server consists of.
+pub enum Body {
+    /// A process.
+    Process(Process),
+    /// Programs in the kernel.
+    Programs(Vec<XdpLink>),
 }
 
 impl Server {
@@ -58,25 +69,34 @@ impl Server {
         version: String,
         address: SocketAddrV4,
         table: Table,
-        process: Process,
+        body: Body,
     ) -> Self {
         Self {
             name,
             version,
             address,
             table,
-            process,
+            place: 0,
+            body,
         }
     }
 
-    /// The process id.
-    pub fn pid(&self) -> u32 {
-        self.process.child.id()
+    /// The same in another place than the first.
+    pub fn at(self, place: usize) -> Self {
+        Self { place, ..self }
+    }
+
+    /// The process id, where there is a process.
+    pub fn pid(&self) -> Option<u32> {
+        match &self.body {
+            Body::Process(process) => Some(process.child.id()),
+            Body::Programs(_) => None,
+        }
     }
 
     /// Its threads, as of now.
     pub fn threads(&self) -> Result<Vec<Task>> {
-        cpu::process_threads(self.pid())
+        self.pid().map_or(Ok(Vec::new()), cpu::process_threads)
     }
 
     /// The first `count` flows, ready for data for the next minutes.
@@ -106,9 +126,12 @@ impl Server {
 
     /// Fails where the process has ended by itself.
     pub fn check_alive(&mut self) -> Result<()> {
-        self.process
-            .check_alive()
-            .with_context(|| format!("server {}", self.name))
+        match &mut self.body {
+            Body::Process(process) => process
+                .check_alive()
+                .with_context(|| format!("server {}", self.name)),
+            Body::Programs(_) => Ok(()),
+        }
     }
 }
 

@@ -11,11 +11,14 @@ const VALUE_WIDTH: f64 = 70.0;
 const BAR_HEIGHT: f64 = 11.0;
 const GROUP_GAP: f64 = 12.0;
 const HEADER_HEIGHT: f64 = 50.0;
-const COLOURS: [(&str, &str); 4] = [
+const COLOURS: [(&str, &str); 7] = [
     ("coturn", "#9a9a9a"),
     ("forwarder", "#d9a441"),
     ("io_uring", "#1f6f8b"),
     ("epoll", "#7fb7be"),
+    ("userspace", "#1f6f8b"),
+    ("kernel", "#7a3b69"),
+    ("minimal", "#d9a441"),
 ];
 
 /// Draws all cells.
@@ -37,7 +40,12 @@ pub fn throughput(results: &Results) -> String {
          <text x=\"8\" y=\"18\" font-size=\"13\">Thousand packets relayed per CPU second, kernel work \
          included</text>\n"
     );
-    for (number, (name, colour)) in COLOURS.iter().enumerate() {
+    let measured = |name: &str| {
+        let mut cells = results.throughput.iter();
+        cells.any(|cell| cell.servers.contains_key(name))
+    };
+    let legend = COLOURS.iter().filter(|(name, _)| measured(name));
+    for (number, (name, colour)) in legend.enumerate() {
         let x = 8.0 + number as f64 * 110.0;
         let _ = writeln!(
             svg,

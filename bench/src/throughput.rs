@@ -7,13 +7,15 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use indicatif::ProgressBar;
 
-use crate::load::{Cell, Load, Round, Sinks};
+use crate::load::{Cell, Load, Round};
+use crate::place::Place;
 use crate::results::{Carried, Throughput};
-use crate::rig::Rig;
 use crate::search::{self, Highest};
 use crate::server::Server;
 use crate::sys;
 
+/// A rate that every server carries, in packets per second.
+pub const EQUAL_PPS: f64 = 50_000.0;
 /// Clumps of packets leave this far apart.
 pub const QUANTUM: Duration = Duration::from_micros(50);
 /// A disturbed round is repeated this often before it is taken as it is.
@@ -30,10 +32,8 @@ const USUAL_EXTRA_ROUNDS: u32 = 3;
 
 /// Where servers are measured.
 pub struct Stage<'a> {
-    /// The namespaces.
-    pub rig: &'a Rig,
-    /// The sinks in them.
-    pub sinks: &'a Sinks,
+    /// The places of the servers, by their numbers.
+    pub places: &'a [Place],
     /// Says what is done just now.
     pub progress: &'a ProgressBar,
 }
@@ -49,12 +49,15 @@ pub struct Pace {
     pub round: Duration,
     /// Rounds at twice the highest rate.
     pub overload_rounds: usize,
+    /// Rounds at [`EQUAL_PPS`].
+    pub equal_rounds: usize,
 }
 
 impl Pace {
     /// What one server and one cell usually take.
     pub fn usual_duration(&self) -> Duration {
-        let rounds = (self.pairs + 1 + self.overload_rounds) as u32 + USUAL_EXTRA_ROUNDS;
+        let counted = self.pairs + self.overload_rounds + self.equal_rounds;
+        let rounds = counted as u32 + 1 + USUAL_EXTRA_ROUNDS;
         (self.probe + OVERHEAD) * USUAL_PROBES + (self.round + OVERHEAD) * rounds
     }
 }
@@ -107,6 +110,7 @@ struct Contender {
     load: Load,
     tally: Tally,
     overload: Vec<Round>,
+    equal: Vec<Round>,
 }
 
 /// Rounds at a rate that is believed to be the highest.
@@ -133,6 +137,14 @@ impl Tally {
             self.steps_down += 1;
             self.rounds.clear();
         }
+    }
+}
+
+impl Pace {
+    /// Steps of the progress bar for one server and one cell.
+    pub fn steps(&self) -> usize {
+        // The search, and the round that warms up.
+        2 + self.pairs + self.overload_rounds + self.equal_rounds
     }
 }
 
@@ -192,6 +204,16 @@ pub fn measure(
             Ok(())
         })?;
     }
+    for _ in 0..pace.equal_rounds {
+        each(&mut contenders, &mut failures, |server, contender| {
+            stage.say(format!("{cell}: equal rate, {}", server.name));
+            let load = &mut contender.load;
+            let round = stage.round(server, load, EQUAL_PPS, pace.round, patience)?;
+            contender.equal.push(round);
+            stage.progress.inc(1);
+            Ok(())
+        })?;
+    }
     let mut by_name = BTreeMap::new();
     for (server, contender) in contenders {
         guesses.note(server.name, cell, contender.tally.highest.rate_pps);
@@ -200,6 +222,7 @@ pub fn measure(
             steps_down: contender.tally.steps_down,
             rounds: contender.tally.rounds,
             overload: contender.overload,
+            equal: contender.equal,
         };
         by_name.insert(server.name.to_owned(), carried);
     }
@@ -219,9 +242,9 @@ impl Stage<'_> {
         guess: Option<f64>,
         probe: Duration,
     ) -> Result<Contender> {
-        let mut load = Load::prepare(self.rig, server, cell)?;
+        let Place { rig, sinks } = &self.places[server.place];
+        let mut load = Load::prepare(rig, server, cell)?;
         let found = search::highest_rate(guess, |rate_pps| {
-            let (rig, sinks) = (self.rig, self.sinks);
             let (round, _) = load.measure(rig, sinks, server, rate_pps, probe, QUANTUM)?;
             Ok(round)
         })?;
@@ -233,6 +256,7 @@ impl Stage<'_> {
                 rounds: Vec::new(),
             },
             overload: Vec::new(),
+            equal: Vec::new(),
         })
     }
 
@@ -245,9 +269,9 @@ impl Stage<'_> {
         duration: Duration,
         patience: Instant,
     ) -> Result<Round> {
+        let Place { rig, sinks } = &self.places[server.place];
         let mut repeats = 0;
         loop {
-            let (rig, sinks) = (self.rig, self.sinks);
             let (round, _) = load.measure(rig, sinks, server, rate_pps, duration, QUANTUM)?;
             ensure!(
                 round.received > 0,

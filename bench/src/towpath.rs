@@ -1,17 +1,19 @@
-//! Towpath itself, started from its binary with a configuration file, on either driver.
+//! Towpath itself, started from its binary with a configuration file, on either driver, with its kernel
+//! path or without.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
 use crate::control::{CLIENT_PORT, Clients, PASSWORD, REALM, USERNAME};
 use crate::rig::Rig;
-use crate::server::{Process, Server, Table};
+use crate::server::{Body, Process, Server, Table};
 
-const PORT: u16 = 3478;
+/// Where it listens.
+pub const PORT: u16 = 3478;
 
 /// The version of a binary, or why there is none.
 pub fn version(program: &Path) -> Result<String> {
@@ -27,15 +29,50 @@ pub fn version(program: &Path) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
-/// Starts one shard with `driver` on these addresses, with its files in `directory`.
+/// The binary asked for, else the one beside this program.
+pub fn program(asked: Option<&Path>) -> Result<PathBuf> {
+    if let Some(program) = asked {
+        return Ok(program.to_path_buf());
+    }
+    let own = std::env::current_exe().context("finding the own program")?;
+    Ok(own.with_file_name("towpath"))
+}
+
+/// Which Towpath.
+#[derive(Clone, Copy, Debug)]
+pub struct Variant<'a> {
+    /// What its server is called.
+    pub name: &'static str,
+    /// Its driver.
+    pub driver: &'static str,
+    /// Where its kernel path, native XDP, is pinned; `None`: userspace only.
+    pub pins: Option<&'a Path>,
+}
+
+impl Variant<'_> {
+    /// Towpath without its kernel path.
+    pub const fn in_userspace(name: &'static str, driver: &'static str) -> Self {
+        Self {
+            name,
+            driver,
+            pins: None,
+        }
+    }
+}
+
+/// Starts one shard on these addresses, with its files in `directory`.
 pub fn start(
     rig: &Rig,
     directory: &Path,
     program: &Path,
-    driver: &'static str,
+    variant: &Variant<'_>,
     listen: Ipv4Addr,
     relay: Ipv4Addr,
 ) -> Result<Server> {
+    let Variant { name, driver, pins } = *variant;
+    let kernel = pins.map_or("mode = \"off\"\n".to_owned(), |pins| {
+        format!("mode = \"native\"\npins = \"{}\"\n", pins.display())
+    });
     let address = SocketAddrV4::new(listen, PORT);
     let peers = rig.peer_end.address;
     let config = format!(
@@ -43,10 +80,10 @@ pub fn start(
          port_range = \"49152-65535\"\nrealm = \"{REALM}\"\nshards = 1\ndriver = \"{driver}\"\n\
          [auth]\nusers = {{ {USERNAME} = \"plain:{PASSWORD}\" }}\n\
          [access]\nallow = [\"{peers}/32\"]\n\
-         [kernel]\nmode = \"off\"\n\
+         [kernel]\n{kernel}\
          [observe]\nlisten = \"{listen}:9478\"\n"
     );
-    let home = directory.join(driver);
+    let home = directory.join(name);
     fs::create_dir_all(&home).with_context(|| format!("creating {}", home.display()))?;
     let path = home.join("towpath.toml");
     fs::write(&path, config).with_context(|| format!("writing {}", path.display()))?;
@@ -61,14 +98,15 @@ pub fn start(
     let mut process = Process::start(rig, command, home.join("towpath.log"))?;
     process
         .wait_for_socket(rig, address)
-        .with_context(|| format!("towpath on {driver}"))?;
+        .with_context(|| format!("towpath as {name}"))?;
     let clients = Clients::new(rig, address, CLIENT_PORT)?;
-    let version = format!("{}, {driver} driver, one shard", version(program)?);
+    let path = if pins.is_some() { ", native XDP" } else { "" };
+    let version = format!("{}, {driver} driver, one shard{path}", version(program)?);
     Ok(Server::new(
-        driver,
+        name,
         version,
         address,
         Table::Turn(Box::new(clients)),
-        process,
+        Body::Process(process),
     ))
 }

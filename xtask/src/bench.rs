@@ -18,13 +18,15 @@ pub(crate) struct Arguments {
 #[derive(Subcommand)]
 enum Suite {
     /// The relay on both drivers beside coturn and a plain forwarder (root).
-    Relay(Relay),
+    Relay(System),
+    /// The kernel path beside coturn, userspace and a minimal XDP program (root).
+    Kernel(System),
     /// The parts of the packet path: criterion timings and instruction counts.
     Micro(Micro),
 }
 
 #[derive(Args)]
-struct Relay {
+struct System {
     /// Handed to the benchmark as they are; `-- --help` lists them.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     options: Vec<String>,
@@ -39,12 +41,13 @@ struct Micro {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     match &arguments.suite {
-        Suite::Relay(relay) => run_relay(relay),
+        Suite::Relay(system) => run_system("relay", system),
+        Suite::Kernel(system) => run_system("kernel", system),
         Suite::Micro(micro) => run_micro(micro),
     }
 }
 
-fn run_relay(relay: &Relay) -> Result<()> {
+fn run_system(suite: &str, system: &System) -> Result<()> {
     prerequisites::install(BENCH)?;
     let towpath = test::towpath(true)?;
     process::run(process::cargo().args(["build", "--release", "--package", "towpath-bench"]))?;
@@ -53,8 +56,8 @@ fn run_relay(relay: &Relay) -> Result<()> {
         Command::new(bench)
             .current_dir(process::root())
             .env("TOWPATH_BINARY", &towpath)
-            .arg("relay")
-            .args(&relay.options),
+            .arg(suite)
+            .args(&system.options),
     )
 }
 

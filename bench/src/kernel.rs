@@ -1,0 +1,346 @@
+//! The run that measures the kernel path: coturn, Towpath in userspace, Towpath's kernel path, and the
+//! minimal XDP program, in rounds in turn.
+//!
+//! Servers on sockets share a place; each of those in the kernel has its own, because an interface takes
+//! one program.
+
+use std::net::SocketAddrV4;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use clap::{Args, ValueEnum};
+use indicatif::ProgressBar;
+
+use crate::control::{CHANNEL, CLIENT_PORT, PEER_PORT};
+use crate::load::{Cell, Direction};
+use crate::place::{self, Place};
+use crate::report;
+use crate::results::{self, KERNEL_PATH, MINIMAL, Results, USERSPACE};
+use crate::rewriter::{RELAYED_PORTS, Rewriter, RewrittenFlow};
+use crate::rig::{self, Moderation, Rig};
+use crate::scratch::Scratch;
+use crate::server::{Body, Flow, Server, Table};
+use crate::statistics;
+use crate::sys;
+use crate::throughput::{self, Guesses, Pace, Stage};
+use crate::towpath::Variant;
+use crate::{coturn, towpath};
+
+/// What to measure.
+#[derive(Args, Clone, Debug)]
+pub struct Options {
+    /// Fewer cells, pairs and seconds: for development, not for figures.
+    #[arg(long)]
+    pub quick: bool,
+    /// Rounds counted per cell and server.
+    #[arg(long, value_name = "N")]
+    pub pairs: Option<usize>,
+    /// Only cells whose name contains one of these, such as "172 B c2p 16 flows".
+    #[arg(long, value_delimiter = ',', value_name = "TEXT")]
+    pub cells: Vec<String>,
+    /// Only these servers.
+    #[arg(long, value_delimiter = ',', value_enum)]
+    pub servers: Vec<Contestant>,
+    /// The run ends within this many minutes. Where they are short, rates that do not hold are not
+    /// corrected and disturbed rounds not repeated, and in the end cells are left out.
+    #[arg(long, value_name = "N", default_value_t = 30)]
+    pub minutes: u64,
+    /// Where results are written.
+    #[arg(long, value_name = "DIRECTORY", default_value = "bench/results")]
+    pub out: PathBuf,
+    /// The towpath binary; by default the one beside this program.
+    #[arg(long, env = "TOWPATH_BINARY", value_name = "FILE")]
+    pub towpath: Option<PathBuf>,
+    /// Succeed although something was not measured.
+    #[arg(long)]
+    pub allow_skip: bool,
+}
+
+/// A server to measure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Contestant {
+    /// coturn as installed.
+    Coturn,
+    /// Towpath on io_uring, without its kernel path.
+    Userspace,
+    /// Towpath's kernel path, native XDP.
+    Kernel,
+    /// The minimal XDP program.
+    Minimal,
+}
+
+const ALL: [Contestant; 4] = [
+    Contestant::Coturn,
+    Contestant::Userspace,
+    Contestant::Kernel,
+    Contestant::Minimal,
+];
+
+impl Contestant {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Coturn => "coturn",
+            Self::Userspace => USERSPACE,
+            Self::Kernel => KERNEL_PATH,
+            Self::Minimal => MINIMAL,
+        }
+    }
+
+    fn place(self) -> usize {
+        match self {
+            Self::Coturn | Self::Userspace => 0,
+            Self::Kernel => 1,
+            Self::Minimal => 2,
+        }
+    }
+}
+
+const PLACES: usize = 3;
+const FLOWS: u16 = 1000;
+const SINK_MODERATION: Moderation = Moderation::Microseconds(100);
+/// A relay whose own threads spend more per packet did not leave the packets to the kernel.
+const OFFLOADED_NS_PER_PACKET: f64 = 100.0;
+/// What one cell may take at most.
+const ONE_CELL: Duration = Duration::from_secs(60);
+
+fn pace(options: &Options) -> Pace {
+    let (pairs, probe_ms, round_ms, equal_rounds) = if options.quick {
+        (2, 150, 250, 1)
+    } else {
+        (7, 250, 400, 3)
+    };
+    Pace {
+        pairs: options.pairs.unwrap_or(pairs),
+        probe: Duration::from_millis(probe_ms),
+        round: Duration::from_millis(round_ms),
+        overload_rounds: 0,
+        equal_rounds,
+    }
+}
+
+fn cells(options: &Options) -> Vec<Cell> {
+    let mut cells = Vec::new();
+    for payload_bytes in [172, 1200] {
+        for direction in Direction::ALL {
+            for flows in [1, 16, 256, 1000] {
+                let cell = Cell {
+                    payload_bytes,
+                    direction,
+                    flows,
+                    burst: 1,
+                };
+                let name = cell.to_string();
+                let asked = options.cells.iter().any(|part| name.contains(part));
+                let usual = !options.quick || (payload_bytes == 172 && flows == 16);
+                if asked || (options.cells.is_empty() && usual) {
+                    cells.push(cell);
+                }
+            }
+        }
+    }
+    cells
+}
+
+/// Runs what the options ask for, writes the results, and fails where something is missing.
+pub fn run(options: &Options) -> Result<()> {
+    let begin = Instant::now();
+    let pace = pace(options);
+    let cells = cells(options);
+    ensure!(pace.pairs > 0, "--pairs must be at least 1");
+    ensure!(!cells.is_empty(), "no cell has such a name");
+    sys::catch_signals();
+    sys::raise_descriptor_limit()?;
+    let files = Scratch::for_files()?;
+    let pins = Scratch::for_pins()?;
+    let mut places = (0..PLACES).map(Place::build).collect::<Result<Vec<_>>>()?;
+    let asked = &options.servers;
+    let contestants: Vec<Contestant> = ALL
+        .into_iter()
+        .filter(|contestant| asked.is_empty() || asked.contains(contestant))
+        .collect();
+    let limit = Duration::from_secs(options.minutes * 60);
+    let mut bench = Bench {
+        files: files.path(),
+        pins: pins.path(),
+        options,
+        pace,
+        end: begin + limit - ONE_CELL.min(limit / 2),
+        servers: Vec::new(),
+        results: Results::new(results::setting(pace.pairs, options.quick)),
+        progress: place::progress_bar(),
+    };
+    bench.start(&contestants, &places);
+    for place in &mut places {
+        // Attaching a program may have made NAPI anew.
+        place.rig.thread_napi()?;
+        place.rig.moderate(Moderation::Off, SINK_MODERATION)?;
+    }
+    place::become_generator()?;
+    if let Err(error) = bench.measure(&cells, &places) {
+        bench.skip(format!("the rest: {error:#}"));
+    }
+    bench.progress.finish_and_clear();
+    let mut results = bench.results;
+    results.setting.seconds = begin.elapsed().as_secs();
+    report::conclude_kernel(&results, &options.out, options.allow_skip)
+}
+
+struct Bench<'a> {
+    files: &'a Path,
+    pins: &'a Path,
+    options: &'a Options,
+    pace: Pace,
+    /// When the run should be over.
+    end: Instant,
+    servers: Vec<Server>,
+    results: Results,
+    progress: ProgressBar,
+}
+
+impl Bench<'_> {
+    fn start(&mut self, contestants: &[Contestant], places: &[Place]) {
+        for &contestant in contestants {
+            let place = contestant.place();
+            match self.launch(contestant, &places[place].rig) {
+                Ok(server) => {
+                    let server = server.at(place);
+                    let versions = &mut self.results.setting.servers;
+                    versions.insert(server.name.to_owned(), server.version.clone());
+                    self.servers.push(server);
+                }
+                Err(error) => self.skip(format!("{}: {error:#}", contestant.name())),
+            }
+        }
+    }
+
+    fn launch(&self, contestant: Contestant, rig: &Rig) -> Result<Server> {
+        let (listen, relay) = rig::server_addresses(contestant as u8);
+        let towpath = |pins| {
+            let variant = Variant {
+                pins,
+                ..Variant::in_userspace(contestant.name(), results::DRIVERS[0])
+            };
+            let program = towpath::program(self.options.towpath.as_deref())?;
+            towpath::start(rig, self.files, &program, &variant, listen, relay)
+        };
+        match contestant {
+            Contestant::Coturn => coturn::start(rig, self.files, listen, relay),
+            Contestant::Userspace => towpath(None),
+            Contestant::Kernel => towpath(Some(self.pins)),
+            Contestant::Minimal => {
+                let listen = SocketAddrV4::new(listen, towpath::PORT);
+                let relay = SocketAddrV4::new(relay, RELAYED_PORTS);
+                start_minimal(rig, listen, relay)
+            }
+        }
+    }
+
+    fn skip(&mut self, what: String) {
+        self.progress.println(format!("not measured: {what}"));
+        self.results.skipped.push(what);
+    }
+
+    fn measure(&mut self, cells: &[Cell], places: &[Place]) -> Result<()> {
+        let count = cells.len() * self.servers.len();
+        self.progress.set_length((count * self.pace.steps()) as u64);
+        let seconds = (self.pace.usual_duration() * count as u32).as_secs();
+        println!(
+            "{} kinds of traffic, {} servers: about {} minutes",
+            cells.len(),
+            self.servers.len(),
+            seconds.div_ceil(60)
+        );
+        let mut guesses = Guesses::default();
+        for (number, &cell) in cells.iter().enumerate() {
+            // Time that a cell leaves over is for those after it.
+            let left = self.end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                let minutes = self.options.minutes;
+                self.skip(format!("{cell}: {minutes} minutes were over"));
+                continue;
+            }
+            let patience = Instant::now() + left / (cells.len() - number) as u32;
+            let stage = Stage {
+                places,
+                progress: &self.progress,
+            };
+            let servers = &mut self.servers;
+            let measured =
+                throughput::measure(&stage, self.pace, cell, servers, &mut guesses, patience);
+            let (throughput, failures) = measured?;
+            self.progress
+                .suspend(|| print!("{}", report::throughput_rows(&throughput)));
+            for (name, error) in failures {
+                self.skip(format!("{name}, {cell}: {error:#}"));
+            }
+            self.check_offloaded(&throughput);
+            self.results.throughput.push(throughput);
+        }
+        Ok(())
+    }
+
+    /// Figures of a kernel path that took no packets would be those of the other one.
+    fn check_offloaded(&mut self, throughput: &results::Throughput) {
+        let Some(carried) = throughput.servers.get(KERNEL_PATH) else {
+            return;
+        };
+        let costs = carried
+            .rounds
+            .iter()
+            .map(|round| round.server_ns_per_packet());
+        let cost = statistics::summary(costs).map_or(0.0, |summary| summary.median);
+        if cost > OFFLOADED_NS_PER_PACKET {
+            let cell = throughput.cell;
+            self.skip(format!(
+                "the kernel path at {cell}: towpath's own threads took {cost:.0} ns per packet"
+            ));
+        }
+    }
+}
+
+/// Puts the minimal program on both of the relay's interfaces.
+fn start_minimal(rig: &Rig, listen: SocketAddrV4, relay: SocketAddrV4) -> Result<Server> {
+    let rewriter = Rewriter::load(u32::from(FLOWS) * 2).context("loading the minimal program")?;
+    let mut flows = Vec::new();
+    for number in 0..FLOWS {
+        let client = SocketAddrV4::new(rig.client_end.address, CLIENT_PORT + number);
+        let peer = SocketAddrV4::new(rig.peer_end.address, PEER_PORT + number);
+        let relayed = SocketAddrV4::new(*relay.ip(), relay.port() + number);
+        let there = RewrittenFlow {
+            from: client,
+            to: listen,
+            channel: CHANNEL,
+            source: relayed,
+            destination: peer,
+            new_channel: 0,
+            source_mac: rig.relay_peer_end.mac,
+            destination_mac: rig.peer_end.mac,
+            interface: rig.relay_peer_end.index,
+        };
+        let back = RewrittenFlow {
+            from: peer,
+            to: relayed,
+            channel: 0,
+            source: listen,
+            destination: client,
+            new_channel: CHANNEL,
+            source_mac: rig.relay_client_end.mac,
+            destination_mac: rig.client_end.mac,
+            interface: rig.relay_client_end.index,
+        };
+        for flow in [there, back] {
+            rewriter.insert(&flow).context("adding a flow")?;
+        }
+        flows.push(Flow { client, relayed });
+    }
+    let attach = |end: &rig::LinkEnd| rig.relay.enter(|| rewriter.program.attach(end.index));
+    let links = [&rig.relay_client_end, &rig.relay_peer_end]
+        .into_iter()
+        .map(|end| Ok(attach(end)??))
+        .collect::<Result<Vec<_>>>()
+        .context("attaching the minimal program")?;
+    let version = "native XDP, one static table, no metering".to_owned();
+    let (table, body) = (Table::Fixed(flows), Body::Programs(links));
+    Ok(Server::new(MINIMAL, version, listen, table, body))
+}
