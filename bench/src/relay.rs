@@ -447,7 +447,6 @@ impl Bench<'_> {
             .iter_mut()
             .filter(|server| allocations::applies_to(server));
         let mut contenders: Vec<_> = servers_of_turn.map(|server| (server, Vec::new())).collect();
-        each(&mut contenders, &mut failures, |server, _| server.clear())?;
         let peer = self.rig.peer_end.address;
         for number in 0..=self.pace.throughput.pairs {
             each(&mut contenders, &mut failures, |server, rounds| {

@@ -15,26 +15,17 @@ pub struct Scratch(PathBuf);
 impl Scratch {
     /// A directory for files of the servers.
     pub fn for_files() -> Result<Self> {
-        let path = std::env::temp_dir().join(own_name());
+        let root = std::env::temp_dir();
+        remove_leftovers(&root)?;
+        let path = root.join(own_name());
         fs::create_dir_all(&path).with_context(|| format!("creating {}", path.display()))?;
         Ok(Self(path))
     }
 
-    /// A directory that a server may make to pin its maps in. What processes that were killed left there
-    /// is removed.
+    /// A directory that a server may make to pin its maps in.
     pub fn for_pins() -> Result<Self> {
         let root = Path::new(BPF_FILE_SYSTEM);
-        let context = || format!("listing {BPF_FILE_SYSTEM}");
-        for entry in fs::read_dir(root).with_context(context)? {
-            let entry = entry.with_context(context)?;
-            let name = entry.file_name().to_string_lossy().into_owned();
-            let owner = name
-                .strip_prefix(PREFIX)
-                .and_then(|pid| pid.parse::<u32>().ok());
-            if owner.is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists()) {
-                drop(Self(entry.path()));
-            }
-        }
+        remove_leftovers(root)?;
         Ok(Self(root.join(own_name())))
     }
 
@@ -42,6 +33,22 @@ impl Scratch {
     pub fn path(&self) -> &Path {
         &self.0
     }
+}
+
+/// Removes directories of processes that were killed.
+fn remove_leftovers(root: &Path) -> Result<()> {
+    let context = || format!("listing {}", root.display());
+    for entry in fs::read_dir(root).with_context(context)? {
+        let entry = entry.with_context(context)?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let owner = name
+            .strip_prefix(PREFIX)
+            .and_then(|pid| pid.parse::<u32>().ok());
+        if owner.is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists()) {
+            drop(Scratch(entry.path()));
+        }
+    }
+    Ok(())
 }
 
 fn own_name() -> String {

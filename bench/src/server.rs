@@ -114,16 +114,6 @@ impl Server {
         }
     }
 
-    /// Ends the allocations that [`flows`](Self::flows) made.
-    pub fn clear(&mut self) -> Result<()> {
-        if let Table::Turn(clients) = &mut self.table {
-            clients
-                .delete_all()
-                .with_context(|| format!("clearing {}", self.name))?;
-        }
-        Ok(())
-    }
-
     /// Fails where the process has ended by itself.
     pub fn check_alive(&mut self) -> Result<()> {
         match &mut self.body {
