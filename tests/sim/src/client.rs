@@ -194,8 +194,8 @@ impl Session {
             }
             2 => vec![self.create_permission(turn)],
             3 => vec![self.channel_bind(turn)],
-            4 => self.send_indication(turn).into_iter().collect(),
-            5 => self.channel_data(turn).into_iter().collect(),
+            4 => in_bursts(turn, |turn| self.send_indication(turn)),
+            5 => in_bursts(turn, |turn| self.channel_data(turn)),
             6 if !self.history.is_empty() => {
                 let times = turn.dice.below(3) + 1;
                 vec![turn.dice.pick(&self.history).clone(); times]
@@ -635,6 +635,19 @@ fn wish_for_a_port(dice: &mut Dice, request: &mut Builder) {
         let token = dice.bytes(8);
         request.put(attribute::RESERVATION_TOKEN, &token);
     }
+}
+
+/// Mostly one datagram, sometimes more at once than a limit lets pass.
+fn in_bursts(
+    turn: &mut Turn<'_>,
+    mut datagram: impl FnMut(&mut Turn<'_>) -> Option<Vec<u8>>,
+) -> Vec<Vec<u8>> {
+    let count = if turn.dice.one_in(12) {
+        turn.dice.below(20) + 1
+    } else {
+        1
+    };
+    (0..count).filter_map(|_| datagram(turn)).collect()
 }
 
 fn binding(turn: &mut Turn<'_>) -> Vec<u8> {

@@ -13,9 +13,13 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 
+use towpath_ebpf_common::gcra::Charge;
+use towpath_ebpf_common::lease::Lease;
+use towpath_ebpf_common::meter::PacketSize;
 use towpath_ebpf_common::route::RouteKey;
 use towpath_proto::Timestamp;
 use towpath_proto::relay::{RelayCommand, RouteTarget};
+use towpath_proto::slots::{PeerSlot, Slots, Way};
 
 use crate::dice::{Dice, PerMillion};
 use crate::model::{Sent, Totals, is_wrapped};
@@ -46,6 +50,17 @@ pub struct Kernel {
     refused: PerMillion,
     dice: Dice,
     taken: Totals,
+    lease: Lease,
+}
+
+/// What a packet becomes, and who pays for it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Forwarded {
+    /// The packet that leaves.
+    pub sent: Sent,
+    payer: PeerSlot,
+    way: Way,
+    size: PacketSize,
 }
 
 impl Kernel {
@@ -64,6 +79,7 @@ impl Kernel {
             refused,
             dice,
             taken: Totals::default(),
+            lease: Lease::EMPTY,
         }
     }
 
@@ -111,7 +127,7 @@ impl Kernel {
     }
 
     /// What a packet becomes that has a route now.
-    pub fn forward(&self, now: Timestamp, packet: &Packet) -> Option<Sent> {
+    pub fn forward(&self, now: Timestamp, packet: &Packet) -> Option<Forwarded> {
         let Packet {
             source,
             destination,
@@ -125,11 +141,32 @@ impl Kernel {
             Some(number) => stun::channel_data(number.number(), data, false),
             None => data.to_vec(),
         };
-        Some(Sent {
+        let sent = Sent {
             source: route.source,
             destination: route.destination,
             payload,
+        };
+        // What pays for both ways has peers on both sides, and none of these routes does.
+        let (payer, way, over_ipv6) = if route.up_slot != PeerSlot::NOBODY {
+            (route.up_slot, Way::Up, route.destination.is_ipv6())
+        } else {
+            (route.down_slot, Way::Down, source.is_ipv6())
+        };
+        let len = u32::try_from(data.len()).expect("a datagram is short");
+        Some(Forwarded {
+            sent,
+            payer,
+            way,
+            size: PacketSize::new(over_ipv6, len),
         })
+    }
+
+    /// Charges a packet that takes its route; whether it may.
+    pub fn charge(&mut self, now: Timestamp, slots: &dyn Slots, packet: &Forwarded) -> bool {
+        let Forwarded {
+            payer, way, size, ..
+        } = packet;
+        slots.charge(now, *payer, *way, *size, &mut self.lease) == Charge::Passed
     }
 
     /// A packet's channel, 0 for plain UDP, and its data; `None` where it is passed in any case.

@@ -14,7 +14,7 @@
 //! shards, injected failures, and beside them the reference [`model`], which says for every datagram
 //! what may come of it. [`shell`] checks the contract between machine and shell at every step.
 //! [`kernel`] is the map of routes beside it: it is compared with the reference at every step, and in
-//! half of the runs packets take it. [`client`]s do anything at any time; [`scenario::run`] puts it all together.
+//! half of the runs packets take it. Half of the runs have limits that change at any time. [`client`]s do anything at any time; [`scenario::run`] puts it all together.
 //!
 //! ```text
 //!   cargo test -p towpath-sim                                  1,000 seeds

@@ -8,6 +8,7 @@
 //! It keeps absolute times in ordered maps and searches them; it has no timers.
 
 mod answers;
+pub mod metering;
 pub mod peers;
 mod reload;
 pub mod requests;
@@ -22,8 +23,11 @@ use std::net::{IpAddr, SocketAddr};
 use towpath_proto::Timestamp;
 use towpath_proto::relay::DropReason;
 
+use metering::{Metering, Toll};
+
 use crate::stun::{self, Parsed, TransactionId, attribute, kind};
 
+pub use metering::{Limit, LimitChange};
 pub use requests::Judgement;
 pub use time::{Alive, Rules};
 
@@ -98,6 +102,8 @@ pub enum Alternative {
     OnChannel(u16, Flow, Vec<u8>),
     /// The payload arrives at the client in a Data indication from this peer.
     Indication(SocketAddr, Flow, Vec<u8>),
+    /// Nothing is sent, and one drop is counted: who pays for it is over a limit.
+    OverLimit(Toll),
     /// The request succeeds.
     Success(Flow, Box<Parsed>),
     /// The request is refused with this code.
@@ -142,6 +148,7 @@ pub struct Model {
     reservations: BTreeMap<Vec<u8>, Reservation>,
     latest: Timestamp,
     totals: Totals,
+    metering: Metering,
 }
 
 /// What passed, each way.
@@ -187,6 +194,7 @@ impl Model {
             reservations: BTreeMap::new(),
             latest: Timestamp::ZERO,
             totals: Totals::default(),
+            metering: Metering::default(),
         }
     }
 
@@ -218,7 +226,10 @@ impl Model {
         }
         match payload.first() {
             None | Some(0x80..) => return vec![Alternative::Drop(&[Unrecognized])],
-            Some(0x40..=0x7f) => return self.channel_data(now, flow, payload),
+            Some(0x40..=0x7f) => {
+                let expected = self.channel_data(now, flow, payload);
+                return self.metered(now, expected);
+            }
             Some(0..=0x3f) => {}
         }
         let Some(message) = stun::parse(payload) else {
@@ -231,7 +242,8 @@ impl Model {
             return vec![Alternative::Noticed];
         }
         if message.kind == kind::SEND {
-            return self.send_indication(now, flow, &message);
+            let expected = self.send_indication(now, flow, &message);
+            return self.metered(now, expected);
         }
         self.request(now, flow, message)
     }
@@ -286,7 +298,7 @@ impl Model {
         if may == Alive::Maybe {
             expected.push(drop);
         }
-        expected
+        self.metered(now, expected)
     }
 
     /// The port of an allocation that is being made was opened, or could not be.
@@ -426,6 +438,7 @@ impl Model {
         );
         if let Some(found) = &found {
             self.cover(found);
+            self.meter(now, found);
             self.accept(now, found, observed);
         }
         for change in &observed.ports {
@@ -469,6 +482,9 @@ impl Model {
                 && !opens
                 && matches!(observed.drops[..], [reason] if reasons.contains(&reason));
         }
+        if let Alternative::OverLimit(_) = alternative {
+            return sent.is_empty() && !opens && observed.drops == [DropReason::OverLimit];
+        }
         if !observed.drops.is_empty() || opens != matches!(alternative, Alternative::Opening(..)) {
             return false;
         }
@@ -497,7 +513,10 @@ impl Model {
 
     fn accept(&mut self, now: Timestamp, found: &Alternative, observed: &Observed) {
         match found {
-            Alternative::Drop(_) | Alternative::Noticed | Alternative::Opening(..) => {}
+            Alternative::Drop(_)
+            | Alternative::Noticed
+            | Alternative::Opening(..)
+            | Alternative::OverLimit(_) => {}
             Alternative::Datagram(sent) => {
                 if self.ports.contains_key(&sent.source) {
                     self.totals.packets_to_peers += 1;
@@ -564,6 +583,7 @@ impl Model {
     fn cover(&mut self, found: &Alternative) {
         let name = match found {
             Alternative::Drop(reasons) => format!("drop {}", reasons[0].name()),
+            Alternative::OverLimit(_) => "over limit".to_owned(),
             Alternative::Noticed => "binding indication".to_owned(),
             Alternative::Opening(..) => "opening".to_owned(),
             Alternative::Datagram(_) => "to peer".to_owned(),

@@ -20,9 +20,11 @@ use towpath_proto::relay::{
 use towpath_proto::{Machine, Timestamp};
 
 use crate::dice::{Dice, PerMillion};
-use crate::kernel::{Kernel, KernelPath};
+use crate::kernel::{Forwarded, Kernel, KernelPath};
 use crate::model::special_use::{self, Verdict};
-use crate::model::{Expectation, Flow, Model, Observed, PortChange, Rules, Sent, Totals};
+use crate::model::{
+    Expectation, Flow, LimitChange, Model, Observed, PortChange, Rules, Sent, Totals,
+};
 use crate::network::{BindError, Packet};
 use crate::shell::{Outputs, Shell};
 use crate::steering::shard_of;
@@ -182,8 +184,15 @@ impl<M: Machine<Command = RelayCommand, Event = RelayEvent>> RelayHost<M> {
         self.owners.len()
     }
 
+    /// Sets limits, in the relay and in the reference.
+    pub fn change_limits(&mut self, change: &LimitChange) {
+        self.model.change_limits(&**self.shared.slots(), change);
+        self.model.count("limit change");
+    }
+
     /// Compares the reference's view of ports, counters and notices with the relay's.
     pub fn check(&self, context: &Context<'_>) {
+        self.model.check_meters(&**self.shared.slots());
         let open: BTreeSet<SocketAddr> = self.owners.keys().copied().collect();
         let unanswered = self
             .mailbox
@@ -387,8 +396,10 @@ impl<M: Machine<Command = RelayCommand, Event = RelayEvent>> RelayHost<M> {
     }
 
     /// Lets a packet take its route. Nothing tells that it did not go through the machine.
-    fn take_route(&mut self, context: &mut Context<'_>, packet: &Packet, sent: Sent) {
+    fn take_route(&mut self, context: &mut Context<'_>, packet: &Packet, route: Forwarded) {
         let (now, payload) = (context.now, &packet.payload);
+        let passes = self.kernel.charge(now, &**self.shared.slots(), &route);
+        let sent = route.sent;
         let expected = if self.is_listening(packet.destination) {
             let flow = Flow {
                 client: packet.source,
@@ -400,12 +411,14 @@ impl<M: Machine<Command = RelayCommand, Event = RelayEvent>> RelayHost<M> {
             self.model
                 .peer_datagram(now, packet.destination, packet.source, payload)
         };
-        self.kernel.count(&sent);
-        context.send(sent.source, sent.destination, &sent.payload);
-        let observed = Observed {
-            sent: vec![sent],
-            ..Observed::default()
-        };
+        let mut observed = Observed::default();
+        if passes {
+            self.kernel.count(&sent);
+            context.send(sent.source, sent.destination, &sent.payload);
+            observed.sent.push(sent);
+        } else {
+            observed.drops.push(DropReason::OverLimit);
+        }
         self.model.conclude(now, &expected, &observed);
         self.model.count("kernel path");
     }
@@ -444,7 +457,8 @@ impl<M: Machine<Command = RelayCommand, Event = RelayEvent>> RelayHost<M> {
             });
         }
         let observed = Observed { sent, ports, drops };
-        if let Some(awaited) = self.awaited.take() {
+        let over_limit = observed.drops == [DropReason::OverLimit];
+        if let Some(awaited) = self.awaited.take().filter(|_| !over_limit) {
             assert_eq!(observed.sent, [awaited], "the kernel would do otherwise");
         }
         self.model.conclude(context.now, &expected, &observed);
@@ -651,12 +665,12 @@ impl<M: Machine<Command = RelayCommand, Event = RelayEvent>> Node for RelayHost<
         let route = route.filter(|_| is_on_wire);
         let has_route = route.is_some();
         match (self.kernel.path(), route) {
-            (KernelPath::Taken, Some(sent)) => {
-                self.take_route(context, &packet, sent);
+            (KernelPath::Taken, Some(route)) => {
+                self.take_route(context, &packet, route);
                 return;
             }
-            (KernelPath::Watched, Some(sent)) => {
-                self.awaited = Some(sent);
+            (KernelPath::Watched, Some(route)) => {
+                self.awaited = Some(route.sent);
                 self.model.count("kernel path");
             }
             (_, None) | (KernelPath::Off, Some(_)) => {}

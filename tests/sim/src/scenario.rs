@@ -7,10 +7,12 @@ use std::time::Duration;
 
 use towpath_proto::Timestamp;
 use towpath_proto::relay::Relay;
+use towpath_proto::slots::Way;
 
 use crate::client::{Client, Plan};
 use crate::dice::{Dice, PerMillion};
 use crate::kernel::KernelPath;
+use crate::model::{Limit, LimitChange};
 use crate::network::{Edge, HostId, Link, Network, Packet};
 use crate::peer::Peer;
 use crate::probe::Probe;
@@ -70,6 +72,7 @@ struct Run {
     ledger: Ledger,
     start: Timestamp,
     dice: Dice,
+    limits: Option<Dice>,
     spec: RelaySpec,
 }
 
@@ -92,16 +95,21 @@ impl Run {
         let peers = add_peers(&mut choices, &mut world, &ledger, &spec);
         let plan = Rc::new(plan(&mut choices, &spec, peers));
         let clients = add_clients(&mut choices, &mut world, &ledger, &plan);
+        let mut limits = dice.fork("limits", 0);
+        let limits = limits.one_in(2).then_some(limits);
         let dice = dice.fork("run", 0);
-        Self {
+        let mut run = Self {
             world,
             relay,
             clients,
             ledger,
             start,
             dice,
+            limits,
             spec,
-        }
+        };
+        run.change_limits();
+        run
     }
 
     /// Lets the clients do what they do, with a partition now and then.
@@ -132,7 +140,30 @@ impl Run {
             if self.dice.one_in(4) {
                 self.reload();
             }
+            self.change_limits();
         }
+    }
+
+    /// Changes what users may send and receive, where this run has limits at all.
+    fn change_limits(&mut self) {
+        let Some(dice) = &mut self.limits else {
+            return;
+        };
+        let way = *dice.pick(&[Way::Up, Way::Down]);
+        let change = match dice.below(5) {
+            0 | 1 => LimitChange::Defaults(some_limit(dice), some_limit(dice)),
+            2 => LimitChange::Class(way, some_limit(dice)),
+            _ => {
+                let (user, _) = dice.pick(&self.spec.users).clone();
+                LimitChange::User(user, way, some_limit(dice))
+            }
+        };
+        self.world.act(self.relay, |node, _| {
+            let Actor::Relay(host) = node else {
+                unreachable!("the relay's host has a relay")
+            };
+            host.change_limits(&change);
+        });
     }
 
     /// Changes who may use the relay and which peers they may reach.
@@ -184,6 +215,13 @@ impl Run {
             datagrams: world.network.counts().sent,
         }
     }
+}
+
+/// A limit, mostly a low one: the clients of a run send little.
+fn some_limit(dice: &mut Dice) -> Option<Limit> {
+    let rate = *dice.pick(&[64_000, 64_000, 100_000, 1_000_000, 20_000_000]);
+    let burst = *dice.pick(&[1536, 1536, 3008, 20_032, 262_144]);
+    (!dice.one_in(4)).then_some(Limit { rate, burst })
 }
 
 fn some_link(dice: &mut Dice) -> Link {

@@ -18,6 +18,8 @@ const MUST_HAPPEN: &[(&str, u64)] = &[
     ("success 0x009", 1_000),
     ("to peer", 5_000),
     ("hairpin", 1_000),
+    ("over limit", 1_000),
+    ("limit change", 1_000),
     ("kernel path", 5_000),
     ("reload", 500),
     ("even port", 1_000),
