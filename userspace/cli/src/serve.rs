@@ -52,10 +52,10 @@ pub(crate) struct Arguments {
 #[derive(Args)]
 pub(crate) struct Places {
     /// What outlives a restart [default: /var/lib/towpath, or $XDG_STATE_HOME/towpath]
-    #[arg(long, value_name = "DIR", env = "TOWPATH_STATE_DIR")]
+    #[arg(long, global = true, value_name = "DIR", env = "TOWPATH_STATE_DIR")]
     state_dir: Option<PathBuf>,
     /// The control socket [default: /run/towpath, or $XDG_RUNTIME_DIR/towpath]
-    #[arg(long, value_name = "DIR", env = "TOWPATH_RUNTIME_DIR")]
+    #[arg(long, global = true, value_name = "DIR", env = "TOWPATH_RUNTIME_DIR")]
     runtime_dir: Option<PathBuf>,
 }
 

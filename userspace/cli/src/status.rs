@@ -3,8 +3,8 @@
 use std::fmt::{self, Display, Write as _};
 
 use clap::Args;
-use towpath_server::read_status;
-use towpath_server::status::Status;
+use towpath_server::ControlClient;
+use towpath_server::status::{Fate, InterfaceStatus, Status};
 
 use crate::exit::{self, Failure};
 use crate::serve::Places;
@@ -25,7 +25,8 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     let Arguments { json, places } = arguments;
     let directories = places.choose()?;
-    let status = read_status(&directories.control_socket())
+    let status = ControlClient::new(directories.control_socket())
+        .status()
         .map_err(|error| Failure::Runtime(error.to_string()))?;
     let text = if json {
         let mut text = serde_json::to_string_pretty(&status)
@@ -61,6 +62,7 @@ impl Display for Shown<'_> {
             "driver",
             format_args!("{} ({})", driver.in_use, driver.reason),
         )?;
+        self.kernel(f)?;
         for capability in &status.capabilities {
             if let Some(missing) = &capability.missing {
                 let (name, fallback) = (&capability.name, &capability.fallback);
@@ -104,6 +106,59 @@ impl Display for Shown<'_> {
 }
 
 impl Shown<'_> {
+    fn kernel(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kernel = &self.0.kernel;
+        if kernel.interfaces.is_empty() {
+            let reason = kernel
+                .unpinned
+                .as_deref()
+                .unwrap_or("no interface to be on");
+            return line(f, "kernel path", format_args!("none: {reason}"));
+        }
+        for (index, interface) in kernel.interfaces.iter().enumerate() {
+            let name = if index == 0 { "kernel path" } else { "" };
+            let InterfaceStatus {
+                name: on,
+                rung,
+                reason,
+            } = interface;
+            match reason {
+                Some(reason) => line(f, name, format_args!("{on}: {rung} ({reason})"))?,
+                None => line(f, name, format_args!("{on}: {rung}"))?,
+            }
+        }
+        if kernel.interfaces.iter().all(|on| on.rung == "userspace") {
+            return Ok(());
+        }
+        match (&kernel.pins, &kernel.unpinned) {
+            (Some(pins), _) => line(f, "", format_args!("pinned in {pins}"))?,
+            (None, Some(reason)) => line(f, "", format_args!("not pinned: {reason}"))?,
+            (None, None) => {}
+        }
+        let (routes, room, failures) = (kernel.routes, kernel.max_routes, kernel.route_failures);
+        line(
+            f,
+            "kernel routes",
+            format_args!("{routes} of {room}, {failures} failed"),
+        )?;
+        for fate in [Fate::Relayed, Fate::Passed, Fate::Dropped] {
+            let of_fate = kernel
+                .reasons
+                .iter()
+                .filter(|(_, count)| count.fate == fate);
+            let counts: Vec<_> = of_fate
+                .map(|(name, count)| format!("{name}: {}", count.packets))
+                .collect();
+            let name = match fate {
+                Fate::Relayed => "kernel relayed",
+                Fate::Passed => "kernel passed",
+                Fate::Dropped => "kernel dropped",
+            };
+            line(f, name, or_none(&counts))?;
+        }
+        Ok(())
+    }
+
     fn traffic(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (rates, relayed) = (&self.0.rates, &self.0.relayed);
         line(
@@ -115,6 +170,15 @@ impl Shown<'_> {
                 Scaled(rates.bytes_per_s * 8.0),
                 rates.window_s
             ),
+        )?;
+        let shared = match self.0.shares {
+            0 => String::new(),
+            shares => format!(", reached and shared between {shares}"),
+        };
+        line(
+            f,
+            "global limit",
+            format_args!("{}{shared}", self.0.global_limit),
         )?;
         for (name, packets, bytes) in [
             ("to peers", relayed.packets_to_peers, relayed.bytes_to_peers),

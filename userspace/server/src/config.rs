@@ -27,7 +27,9 @@ use std::path::{Path, PathBuf};
 use towpath_proto::access::AccessRules;
 use towpath_proto::relay::{Credential, RelayAddress};
 
-pub use check::{MAX_KERNEL_PEERS, MAX_KERNEL_ROUTES, MAX_PREFIXES, MAX_SHARDS, MAX_USERS, REALM};
+pub use check::{
+    DEFAULT_PINS, MAX_KERNEL_PEERS, MAX_KERNEL_ROUTES, MAX_PREFIXES, MAX_SHARDS, MAX_USERS, REALM,
+};
 pub use credential::{SecretError, UserSecret, credential};
 pub use document::{ENVIRONMENT_PREFIX, MAX_FILE_BYTES, Origin};
 pub use error::{ConfigError, ConfigErrors, Excerpt, Problem, ReadError, Warning, WarningKind};

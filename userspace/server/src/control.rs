@@ -16,12 +16,15 @@ use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
+use towpath_proto::bandwidth::Adaptation;
 
+use crate::clock;
 use crate::control::http::Guarded;
 use crate::control::notices::NoticeLog;
 use crate::control::routes::State;
 use crate::control::runtime::Runtime;
 use crate::control::socket::ControlSocket;
+use crate::limits::LimitKeeper;
 use crate::status::RateWindow;
 use crate::vitals::Vitals;
 
@@ -52,6 +55,7 @@ impl StopSignal {
 /// What the control plane serves.
 pub(crate) struct Options {
     pub(crate) vitals: Arc<Vitals>,
+    pub(crate) limits: Arc<LimitKeeper>,
     /// Where metrics and health are served.
     pub(crate) observe: Option<TcpListener>,
     /// Where status is served.
@@ -148,7 +152,7 @@ impl Plane {
             Some(socket) => Some((socket.guarded()?, socket)),
             None => None,
         };
-        let state = Arc::new(State::new(options.vitals, runtime));
+        let state = Arc::new(State::new(options.vitals, options.limits, runtime));
         Ok(Self {
             state,
             observe,
@@ -174,11 +178,15 @@ impl Plane {
             ));
             socket
         });
+        let limits = Arc::clone(&self.state.limits);
+        tokio::spawn(async move { share(&limits).await });
         let vitals = Arc::clone(&self.state.vitals);
         let state = Arc::clone(&self.state);
         tokio::spawn(async move { sample(&state).await });
         let log = Mutex::new(NoticeLog::new(vitals, Instant::now()));
+        let path = Arc::clone(&self.state.vitals);
         let drain = || {
+            path.kernel.beat();
             log.lock()
                 .unwrap_or_else(PoisonError::into_inner)
                 .drain(Instant::now())
@@ -196,6 +204,14 @@ async fn sample(state: &State) {
     loop {
         state.sample(Instant::now());
         tokio::time::sleep(SAMPLE_PERIOD).await;
+    }
+}
+
+async fn share(limits: &LimitKeeper) {
+    let mut adaptation = limits.adaptation();
+    loop {
+        limits.share(clock::now(), &mut adaptation);
+        tokio::time::sleep(Adaptation::INTERVAL).await;
     }
 }
 

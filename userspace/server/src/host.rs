@@ -43,6 +43,15 @@ pub fn addresses() -> io::Result<Vec<IpAddr>> {
     Ok(addresses)
 }
 
+/// Every address with the name of its interface.
+pub fn interfaces() -> io::Result<Vec<(String, IpAddr)>> {
+    let named = getifaddrs()?.filter_map(|interface| {
+        let address = interface.address.as_ref().and_then(ip_address)?;
+        Some((interface.interface_name, address))
+    });
+    Ok(named.collect())
+}
+
 fn ip_address(address: &SockaddrStorage) -> Option<IpAddr> {
     match (address.as_sockaddr_in(), address.as_sockaddr_in6()) {
         (Some(v4), _) => Some(IpAddr::V4(v4.ip())),

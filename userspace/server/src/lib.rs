@@ -4,14 +4,18 @@
 //! (configuration, start, stop) or beside the shards (metrics, status, logs).
 #![forbid(unsafe_code)]
 
+pub mod clock;
 pub mod config;
 mod control;
 pub mod directories;
 pub mod generated;
 pub mod host;
+mod kernel_path;
 pub mod limit;
+pub mod limits;
 pub mod log;
 mod metrics;
+mod offload;
 mod own_addresses;
 pub mod plan;
 pub mod server;
@@ -21,4 +25,4 @@ pub mod units;
 mod vitals;
 
 pub use control::StopSignal;
-pub use control::socket::{ControlSocketError, StatusError, read_status};
+pub use control::socket::{ControlClient, ControlError, ControlSocketError};

@@ -4,17 +4,21 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+use towpath_proto::common::meter;
+use towpath_proto::common::rate::LimitWord;
+use towpath_proto::slots::PeerSlot;
 
 use crate::units::{Rate, Size};
 
 /// The lowest rate that can be set.
-pub const MIN_RATE: u64 = 64_000;
+pub const MIN_RATE: u64 = LimitWord::MIN_BITS_PER_SECOND;
 /// The highest rate that can be set; above it there is "unlimited".
-pub const MAX_RATE: u64 = 400_000_000_000;
+pub const MAX_RATE: u64 = LimitWord::MAX_BITS_PER_SECOND;
 /// The smallest burst: one packet of the common MTU always fits.
-pub const MIN_BURST: u64 = 1500;
+pub const MIN_BURST: u64 = LimitWord::MIN_BURST_BYTES;
 /// The largest burst.
 pub const MAX_BURST: u64 = 1 << 30;
+const _: () = assert!(MAX_BURST <= LimitWord::MAX_BURST_BYTES);
 /// The burst without one in the configuration.
 pub const DEFAULT_BURST: Size = Size(256 << 10);
 
@@ -146,6 +150,28 @@ impl Class {
             Self::Control => "control",
             Self::Interactive => "interactive",
             Self::Bulk => "bulk",
+        }
+    }
+}
+
+impl Class {
+    /// The slot that all its users are charged to.
+    pub const fn slot(self) -> PeerSlot {
+        let class = match self {
+            Self::Control => meter::Class::Control,
+            Self::Interactive => meter::Class::Interactive,
+            Self::Bulk => meter::Class::Bulk,
+        };
+        PeerSlot(class.slot())
+    }
+}
+
+impl From<meter::Class> for Class {
+    fn from(class: meter::Class) -> Self {
+        match class {
+            meter::Class::Control => Self::Control,
+            meter::Class::Interactive => Self::Interactive,
+            meter::Class::Bulk => Self::Bulk,
         }
     }
 }

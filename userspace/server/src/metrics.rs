@@ -1,8 +1,10 @@
 //! Prometheus metrics: read from the shards' counters when somebody asks. Labels are shards,
-//! reasons, methods and codes, never users or addresses: their number is bounded.
+//! reasons, methods, codes, interfaces and ranks, never users or addresses: their number is bounded,
+//! and they tell nobody who is served.
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric as _, MetricEncoder};
@@ -11,20 +13,60 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 use towpath_engine::Counter;
+use towpath_proto::common::reason::{Count, Fate};
 use towpath_proto::relay::{DropReason, ERROR_CODES, RequestKind};
 
+use crate::limits::{DirectionTotal, DirectionTotals, LimitKeeper, Totals};
 use crate::vitals::{ShardVitals, VERSION, Vitals};
 
 /// Engine counters that start with this are drops.
 const ENGINE_DROP: &str = "drop_";
 
+/// Peers that have metrics of their own, by rank.
+const TOP_PEERS: usize = 10;
+
+/// Something that is counted for peers.
+struct PeerMeasure {
+    class_name: &'static str,
+    class_help: &'static str,
+    peer_name: &'static str,
+    peer_help: &'static str,
+    value: fn(&DirectionTotal) -> u64,
+}
+
+impl PeerMeasure {
+    const ALL: [Self; 3] = [
+        Self {
+            class_name: "class_bytes",
+            class_help: "Bytes that peers of a class sent and received, headers included",
+            peer_name: "top_peer_bytes",
+            peer_help: "Bytes of the peers that sent and received the most, headers included",
+            value: |total| total.bytes,
+        },
+        Self {
+            class_name: "class_packets",
+            class_help: "Packets that peers of a class sent and received",
+            peer_name: "top_peer_packets",
+            peer_help: "Packets of the peers that sent and received the most",
+            value: |total| total.packets,
+        },
+        Self {
+            class_name: "class_dropped_packets",
+            class_help: "Packets of a class dropped over a limit",
+            peer_name: "top_peer_dropped_packets",
+            peer_help: "Packets over a limit of the peers that sent and received the most",
+            value: |total| total.dropped_packets,
+        },
+    ];
+}
+
 /// The media type of [`render`].
 pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// The metrics of a server.
-pub(crate) fn registry(vitals: Arc<Vitals>) -> Registry {
+pub(crate) fn registry(vitals: Arc<Vitals>, limits: Arc<LimitKeeper>) -> Registry {
     let mut registry = Registry::with_prefix("towpath");
-    registry.register_collector(Box::new(ServerCollector { vitals }));
+    registry.register_collector(Box::new(ServerCollector { vitals, limits }));
     registry
 }
 
@@ -38,6 +80,7 @@ pub(crate) fn render(registry: &Registry) -> Result<String, fmt::Error> {
 #[derive(Debug)]
 struct ServerCollector {
     vitals: Arc<Vitals>,
+    limits: Arc<LimitKeeper>,
 }
 
 impl Collector for ServerCollector {
@@ -45,12 +88,15 @@ impl Collector for ServerCollector {
         let mut out = Out {
             encoder,
             vitals: &self.vitals,
+            limits: &self.limits,
         };
         out.server()?;
         out.traffic()?;
         out.allocations()?;
         out.requests()?;
         out.drops()?;
+        out.kernel()?;
+        out.limits()?;
         out.engine()
     }
 }
@@ -58,6 +104,7 @@ impl Collector for ServerCollector {
 struct Out<'e, 'v> {
     encoder: DescriptorEncoder<'e>,
     vitals: &'v Vitals,
+    limits: &'v LimitKeeper,
 }
 
 impl Out<'_, '_> {
@@ -195,6 +242,128 @@ impl Out<'_, '_> {
             "Log lines lost because too many waited",
             |shard| shard.relay.notices_lost.value() + shard.notices.lost(),
         )
+    }
+
+    fn kernel(&mut self) -> fmt::Result {
+        let path = &self.vitals.kernel;
+        let rungs = path.kernel.rungs();
+        self.family(
+            "kernel_rung",
+            "Where packets of an interface are relayed: 1 for the rung it is on",
+            MetricType::Gauge,
+            |mut encoder| {
+                for rung in rungs {
+                    let labels = [
+                        ("interface", rung.interface.clone()),
+                        ("rung", rung.rung.name().to_owned()),
+                    ];
+                    ConstGauge::new(1_i64).encode(encoder.encode_family(&labels)?)?;
+                }
+                Ok(())
+            },
+        )?;
+        self.shard_gauge("kernel_routes", "Routes in the kernel", |shard| {
+            shard.relay.routes.value()
+        })?;
+        self.shard_counter(
+            "kernel_routes_over_limit",
+            "Times that a channel got no routes because there were too many",
+            |shard| shard.relay.routes_over_limit.value(),
+        )?;
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let counts = &path.counts;
+        let outcomes = [
+            ("written", load(&counts.written)),
+            ("removed", load(&counts.removed)),
+            ("no_next_hop", load(&counts.no_next_hop)),
+            ("refused", load(&counts.refused)),
+        ];
+        self.family(
+            "kernel_route_changes",
+            "Routes that the shards wrote and removed",
+            MetricType::Counter,
+            |mut encoder| {
+                for (outcome, count) in outcomes {
+                    let labels = [("outcome", outcome)];
+                    ConstCounter::new(count).encode(encoder.encode_family(&labels)?)?;
+                }
+                Ok(())
+            },
+        )?;
+        let reasons = path.reasons();
+        let mut by_reason = |name: &str, help: &str, value: fn(&Count) -> u64| {
+            self.family(name, help, MetricType::Counter, |mut encoder| {
+                for (reason, count) in &reasons {
+                    let fate = match reason.fate() {
+                        Fate::Relayed => "relayed",
+                        Fate::Passed => "passed",
+                        Fate::Dropped => "dropped",
+                    };
+                    let labels = [("reason", reason.name()), ("fate", fate)];
+                    ConstCounter::new(value(count)).encode(encoder.encode_family(&labels)?)?;
+                }
+                Ok(())
+            })
+        };
+        by_reason(
+            "kernel_packets",
+            "Packets that the program saw, by what it decided",
+            |count| count.packets,
+        )?;
+        by_reason(
+            "kernel_frame_bytes",
+            "Bytes of the frames that the program saw, by what it decided",
+            |count| count.bytes,
+        )
+    }
+
+    /// Of peers, those who sent and received the most since they came, and sums over classes.
+    fn limits(&mut self) -> fmt::Result {
+        let Totals {
+            classes,
+            top,
+            peers,
+        } = self.limits.totals(TOP_PEERS);
+        self.gauge(
+            "limit_shares",
+            "Directions of peers that have a share of the global limit; 0 while it is not reached",
+            self.limits.shares(),
+        )?;
+        self.gauge("peers", "Peers with a slot of their own", peers)?;
+        for measure in PeerMeasure::ALL {
+            self.family(
+                measure.class_name,
+                measure.class_help,
+                MetricType::Counter,
+                |mut encoder| {
+                    for (class, total) in &classes {
+                        for (direction, count) in total.both(measure.value) {
+                            let labels = [("class", class.name()), ("direction", direction)];
+                            ConstCounter::new(count).encode(encoder.encode_family(&labels)?)?;
+                        }
+                    }
+                    Ok(())
+                },
+            )?;
+            self.family(
+                measure.peer_name,
+                measure.peer_help,
+                MetricType::Gauge,
+                |mut encoder| {
+                    for (index, slot) in top.iter().enumerate() {
+                        let rank = (index + 1).to_string();
+                        let total = DirectionTotals::of(slot);
+                        for (direction, count) in total.both(measure.value) {
+                            let labels = [("rank", rank.as_str()), ("direction", direction)];
+                            let gauge = ConstGauge::new(signed(count));
+                            gauge.encode(encoder.encode_family(&labels)?)?;
+                        }
+                    }
+                    Ok(())
+                },
+            )?;
+        }
+        Ok(())
     }
 
     fn engine(&mut self) -> fmt::Result {

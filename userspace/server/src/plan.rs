@@ -135,6 +135,13 @@ impl Plan {
         })
     }
 
+    /// Has the shards ask for routes in the kernel, of which there is room for `max_routes` in all.
+    pub fn offload(&mut self, offload: bool, max_routes: u32) {
+        let relay = Arc::make_mut(&mut self.relay);
+        relay.offload = offload;
+        relay.limits.max_routes = (max_routes / u32::from(relay.shards)).max(2);
+    }
+
     /// How many relayed ports there can be at a time.
     pub fn relayed_ports(&self) -> u64 {
         let ports = u64::from(self.relay.port_range.end() - self.relay.port_range.start()) + 1;

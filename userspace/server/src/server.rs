@@ -12,14 +12,18 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant, SystemTime};
 
 use towpath_engine::{Engine, StartError as EngineStartError};
+use towpath_kernel::KernelError;
 use towpath_proto::relay::{Relay, RelayShared};
 
-use crate::config::{Config, DriverChoice, LimitsSection};
+use crate::clock;
+use crate::config::{Config, DriverChoice};
 use crate::control::socket::{ControlSocket, ControlSocketError};
 use crate::control::{Control, Options, StopSignal};
 use crate::directories::{Directories, KeptSecret};
 use crate::generated::{GeneratedUser, Kept};
 use crate::host::{self, Host};
+use crate::kernel_path::KernelPath;
+use crate::limits::{KeptFile, LimitKeeper};
 use crate::own_addresses::OwnAddresses;
 use crate::plan::{Plan, PlanError};
 use crate::shard::{self, Notices};
@@ -50,6 +54,9 @@ pub enum StartError {
     /// Another server runs.
     #[error(transparent)]
     ControlSocket(ControlSocketError),
+    /// The kernel path is asked for and cannot be had.
+    #[error("[kernel]: {0}")]
+    Kernel(#[from] KernelError),
     /// Metrics and health cannot be served.
     #[error("observe.listen: cannot listen on {address}: {error}")]
     Observe {
@@ -94,9 +101,6 @@ impl Server {
         for warning in &config.warnings {
             tracing::warn!(line = warning.excerpt.line_number, "{}", warning.kind);
         }
-        if config.limits != LimitsSection::default() {
-            tracing::warn!("[limits] is checked, but not in force in this version yet");
-        }
         let socket = control_socket(&directories)?;
         let observe = observe(&config)?;
         let host = Host::read().map_err(StartError::Host)?;
@@ -117,10 +121,20 @@ impl Server {
         )?;
         plan.engine.steering_key = kept::<16>(&directories, "steering-key");
         check_descriptors(&plan);
-        let (engine, vitals) = start_engine(&plan, &config)?;
+        let kernel = KernelPath::start(&config.kernel, &plan.relay)?;
+        plan.offload(kernel.kernel.forwards(), config.kernel.max_routes);
+        let limits = Arc::new(LimitKeeper::start(
+            clock::now(),
+            Arc::clone(&kernel.slots),
+            config.limits.clone(),
+            config.relay.realm.clone(),
+            KeptFile::new(&directories.state),
+        ));
+        let (engine, vitals) = start_engine(&plan, &config, kernel)?;
         let (stop, stopped) = mpsc::sync_channel(1);
         let options = Options {
             vitals: Arc::clone(&vitals),
+            limits,
             observe,
             socket,
             ring: config.relay.driver != DriverChoice::Epoll,
@@ -170,10 +184,13 @@ impl Server {
 
     fn follow_addresses(&self, own: &mut OwnAddresses) {
         match host::addresses() {
-            Ok(addresses) => own.follow(addresses, |shard, event| {
-                let mailbox = self.engine.mailbox(shard);
-                mailbox.is_none_or(|mailbox| mailbox.try_send(event).is_ok())
-            }),
+            Ok(addresses) => {
+                self.vitals.kernel.follow(&self.vitals.relay, &addresses);
+                own.follow(addresses, |shard, event| {
+                    let mailbox = self.engine.mailbox(shard);
+                    mailbox.is_none_or(|mailbox| mailbox.try_send(event).is_ok())
+                });
+            }
             // It is asked again soon; what the shards know stays in force.
             Err(error) => tracing::debug!(%error, "cannot read the addresses of this machine"),
         }
@@ -278,9 +295,16 @@ fn check_descriptors(plan: &Plan) {
     }
 }
 
-fn start_engine(plan: &Plan, config: &Config) -> Result<(Engine<Relay>, Arc<Vitals>), StartError> {
+fn start_engine(
+    plan: &Plan,
+    config: &Config,
+    kernel: KernelPath,
+) -> Result<(Engine<Relay>, Arc<Vitals>), StartError> {
     let started = Instant::now();
-    let shared = Arc::new(RelayShared::new(&plan.relay));
+    let shared = Arc::new(RelayShared::with_slots(
+        &plan.relay,
+        Arc::clone(&kernel.slots),
+    ));
     let mut counters = Vec::new();
     let engine = Engine::start(plan.engine.clone(), |id| {
         let relay = Relay::new(
@@ -291,7 +315,8 @@ fn start_engine(plan: &Plan, config: &Config) -> Result<(Engine<Relay>, Arc<Vita
         );
         let notices = Arc::new(Notices::new());
         counters.push((id, relay.counters(), Arc::clone(&notices)));
-        (relay, shard::Host { notices })
+        let offload = kernel.offload();
+        (relay, shard::Host { notices, offload })
     })?;
     let shards = counters
         .into_iter()
@@ -311,6 +336,7 @@ fn start_engine(plan: &Plan, config: &Config) -> Result<(Engine<Relay>, Arc<Vita
         driver: config.relay.driver,
         report: engine.report().clone(),
         relayed_ports: plan.relayed_ports(),
+        kernel,
         notes: plan.notes.iter().map(ToString::to_string).collect(),
         stopping: AtomicBool::new(false),
         shard_ended: AtomicBool::new(false),

@@ -1,4 +1,5 @@
-//! What runs on a shard for the relay besides its machine: opening ports, passing on notices.
+//! What runs on a shard for the relay besides its machine: opening ports, routes in the kernel,
+//! passing on notices.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -6,6 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crossbeam::queue::ArrayQueue;
 use towpath_engine::{OpenError, Ports};
 use towpath_proto::relay::{Notice, PortError, Relay, RelayCommand, RelayEvent};
+
+use crate::offload::Offload;
 
 /// Notices of one shard that wait to be logged.
 pub(crate) const MAX_NOTICES: usize = 4096;
@@ -46,6 +49,8 @@ impl Notices {
 #[derive(Debug)]
 pub(crate) struct Host {
     pub(crate) notices: Arc<Notices>,
+    /// Without a kernel path no routes are asked for.
+    pub(crate) offload: Option<Offload>,
 }
 
 impl towpath_engine::Host<Relay> for Host {
@@ -62,8 +67,18 @@ impl towpath_engine::Host<Relay> for Host {
                 ports.close(port);
                 None
             }
-            // Not asked for without `RelayConfig::offload`.
-            RelayCommand::SetRoute { .. } | RelayCommand::RemoveRoute { .. } => None,
+            RelayCommand::SetRoute { key, route } => {
+                if let Some(offload) = &mut self.offload {
+                    offload.set(&key, &route);
+                }
+                None
+            }
+            RelayCommand::RemoveRoute { key } => {
+                if let Some(offload) = &mut self.offload {
+                    offload.remove(&key);
+                }
+                None
+            }
             RelayCommand::Notify(notice) => {
                 self.notices.push(notice);
                 None

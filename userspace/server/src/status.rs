@@ -3,12 +3,19 @@
 use std::collections::BTreeMap;
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
+use towpath_proto::common::reason;
 use towpath_proto::relay::{DropReason, ERROR_CODES, RequestKind};
 
+use crate::limits::{LimitKeeper, SlotView};
+use crate::units::Rate;
 use crate::vitals::{Relayed, VERSION, Vitals};
+
+/// Users in a snapshot.
+const TOP_PEERS: usize = 10;
 
 /// A snapshot of a server. Counts are since its start unless they say otherwise.
 #[derive(Clone, Serialize, Deserialize, Debug)]
@@ -23,6 +30,8 @@ pub struct Status {
     pub unready: Vec<String>,
     /// Which driver carries the packets, and why.
     pub driver: DriverStatus,
+    /// Where packets are relayed, and what the kernel path did.
+    pub kernel: KernelStatus,
     /// What the kernel can do for the engine.
     pub capabilities: Vec<CapabilityStatus>,
     /// Which runtime carries the control plane.
@@ -49,6 +58,12 @@ pub struct Status {
     pub relayed: RelayedStatus,
     /// What is relayed per second.
     pub rates: RateStatus,
+    /// The limit of all users together.
+    pub global_limit: Rate,
+    /// Directions of users that have a share of it now; 0 while it is not reached.
+    pub shares: u64,
+    /// The users who sent and received the most since they came.
+    pub top_peers: Vec<SlotView>,
     /// Requests by method.
     pub requests: BTreeMap<String, RequestStatus>,
     /// Error responses by code.
@@ -72,6 +87,77 @@ pub struct DriverStatus {
     pub in_use: String,
     /// Why.
     pub reason: String,
+}
+
+/// The kernel path.
+#[derive(Clone, Serialize, Deserialize, Debug)]
+pub struct KernelStatus {
+    /// What the configuration asks for.
+    pub configured: String,
+    /// The rung of each interface.
+    pub interfaces: Vec<InterfaceStatus>,
+    /// Where maps and links are pinned.
+    pub pins: Option<String>,
+    /// Why they are not.
+    pub unpinned: Option<String>,
+    /// Routes that the shards have in the kernel.
+    pub routes: u64,
+    /// Routes there is room for.
+    pub max_routes: u64,
+    /// Times that a channel got no routes because there were too many.
+    pub routes_over_limit: u64,
+    /// Routes that could not be written or removed.
+    pub route_failures: u64,
+    /// Next hops that packets are handed to.
+    pub next_hops: u64,
+    /// Destinations whose packets are passed to userspace, by reason.
+    pub unusable_next_hops: BTreeMap<String, u64>,
+    /// What the program decided, by reason, since the maps were made; reasons without any are left out.
+    pub reasons: BTreeMap<String, ReasonStatus>,
+}
+
+/// An interface of the kernel path.
+#[derive(Clone, Serialize, Deserialize, Debug)]
+pub struct InterfaceStatus {
+    /// Its name.
+    pub name: String,
+    /// Where its packets are relayed: native, generic or userspace.
+    pub rung: String,
+    /// Why not on a better rung.
+    pub reason: Option<String>,
+}
+
+/// What became of packets for one reason.
+#[derive(Clone, Copy, Serialize, Deserialize, Debug)]
+pub struct ReasonStatus {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes of their frames.
+    pub bytes: u64,
+    /// What became of them.
+    pub fate: Fate,
+}
+
+/// What becomes of a packet in the kernel path.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Debug)]
+#[serde(rename_all = "lowercase")]
+pub enum Fate {
+    /// It went on to where its route leads.
+    Relayed,
+    /// It came to userspace.
+    Passed,
+    /// Nobody got it.
+    Dropped,
+}
+
+impl From<reason::Fate> for Fate {
+    fn from(fate: reason::Fate) -> Self {
+        match fate {
+            reason::Fate::Relayed => Self::Relayed,
+            reason::Fate::Passed => Self::Passed,
+            reason::Fate::Dropped => Self::Dropped,
+        }
+    }
 }
 
 /// Something the kernel can or cannot do.
@@ -137,7 +223,12 @@ pub struct ShardStatus {
 }
 
 impl Status {
-    pub(crate) fn new(vitals: &Vitals, rates: RateStatus, control_runtime: &str) -> Self {
+    pub(crate) fn new(
+        vitals: &Vitals,
+        limits: &LimitKeeper,
+        rates: RateStatus,
+        control_runtime: &str,
+    ) -> Self {
         let relay = &vitals.relay;
         let Relayed {
             packets_to_peers,
@@ -155,6 +246,7 @@ impl Status {
                 in_use: vitals.report.driver.name().to_owned(),
                 reason: vitals.report.reason.clone(),
             },
+            kernel: kernel(vitals),
             capabilities: capabilities(vitals),
             control_runtime: control_runtime.to_owned(),
             listen: relay.listeners.clone(),
@@ -180,6 +272,9 @@ impl Status {
                 bytes_to_clients,
             },
             rates,
+            global_limit: limits.global(),
+            shares: limits.shares(),
+            top_peers: limits.totals(TOP_PEERS).top,
             requests: requests(vitals),
             errors: errors(vitals),
             drops: drops(vitals),
@@ -195,6 +290,50 @@ impl Status {
                 .collect(),
             notes: vitals.notes.clone(),
         }
+    }
+}
+
+fn kernel(vitals: &Vitals) -> KernelStatus {
+    let path = &vitals.kernel;
+    let kernel = &path.kernel;
+    let next_hops = kernel.next_hops().map(|hops| hops.counts());
+    let failures = kernel.routes().map(|routes| routes.failures());
+    let interfaces = kernel.rungs().iter().map(|rung| InterfaceStatus {
+        name: rung.interface.clone(),
+        rung: rung.rung.name().to_owned(),
+        reason: rung.reason.clone(),
+    });
+    let no_next_hop = path.counts.no_next_hop.load(Ordering::Relaxed);
+    KernelStatus {
+        configured: path.mode.to_string(),
+        interfaces: interfaces.collect(),
+        pins: kernel.pins().map(|pins| pins.display().to_string()),
+        unpinned: kernel.unpinned().map(str::to_owned),
+        routes: vitals.sum(|shard| shard.relay.routes.value()),
+        max_routes: path.max_routes,
+        routes_over_limit: vitals.sum(|shard| shard.relay.routes_over_limit.value()),
+        route_failures: failures.map_or(0, |failures| failures.full + failures.refused)
+            + no_next_hop,
+        next_hops: next_hops.as_ref().map_or(0, |counts| counts.valid as u64),
+        unusable_next_hops: next_hops.map_or_else(BTreeMap::new, |counts| {
+            let unusable = counts.unusable.into_iter();
+            unusable
+                .map(|(why, count)| (why.to_string(), count as u64))
+                .collect()
+        }),
+        reasons: path
+            .reasons()
+            .into_iter()
+            .filter(|(_, count)| count.packets > 0)
+            .map(|(reason, count)| {
+                let status = ReasonStatus {
+                    packets: count.packets,
+                    bytes: count.bytes,
+                    fate: reason.fate().into(),
+                };
+                (reason.name().to_owned(), status)
+            })
+            .collect(),
     }
 }
 

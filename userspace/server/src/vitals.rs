@@ -9,6 +9,7 @@ use towpath_engine::{Counter, EngineCounters, Report};
 use towpath_proto::relay::{RelayConfig, RelayCounters};
 
 use crate::config::DriverChoice;
+use crate::kernel_path::KernelPath;
 use crate::shard::Notices;
 
 /// A running server, as metrics and status see it.
@@ -21,6 +22,7 @@ pub(crate) struct Vitals {
     pub(crate) driver: DriverChoice,
     pub(crate) report: Report,
     pub(crate) relayed_ports: u64,
+    pub(crate) kernel: KernelPath,
     /// What is not as configured.
     pub(crate) notes: Vec<String>,
     pub(crate) stopping: AtomicBool,

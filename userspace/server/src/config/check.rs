@@ -29,7 +29,7 @@ const MAX_RELAY_ADDRESSES: usize = RelayConfig::MAX_RELAY_ADDRESSES;
 pub const MAX_SHARDS: u16 = towpath_engine::MAX_SHARDS;
 /// The most users.
 pub const MAX_USERS: usize = 100_000;
-pub use kernel::{MAX_KERNEL_PEERS, MAX_KERNEL_ROUTES};
+pub use kernel::{DEFAULT_PINS, MAX_KERNEL_PEERS, MAX_KERNEL_ROUTES};
 
 /// The most prefixes in each list of `[access]`.
 pub const MAX_PREFIXES: usize = 4096;

@@ -1,5 +1,5 @@
-//! What is served: metrics and health for everyone who can reach the port, status for those whom
-//! the socket admits.
+//! What is served: metrics and health for everyone who can reach the port, status and limits for
+//! those whom the socket admits.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -7,12 +7,14 @@ use std::time::Instant;
 use axum::extract;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Json, Router};
 use prometheus_client::registry::Registry;
 use serde::Serialize;
 
+use crate::clock;
 use crate::control::SharedRates;
+use crate::limits::{Change, LimitKeeper, Target};
 use crate::metrics;
 use crate::status::Status;
 use crate::vitals::Vitals;
@@ -20,19 +22,32 @@ use crate::vitals::Vitals;
 /// The path of [`Status`] on the control socket.
 pub(crate) const STATUS_PATH: &str = "/v1/status";
 
+/// The path of limits: [`LimitsView`](crate::limits::LimitsView) to read, [`Change`] to write.
+pub(crate) const LIMITS_PATH: &str = "/v1/limits";
+/// The path that a [`Target`]'s slots are read at.
+pub(crate) const FIND_LIMITS_PATH: &str = "/v1/limits/find";
+/// Peers in one answer.
+const MAX_PEERS: usize = 65_536;
+
 /// What the routes read.
 pub(crate) struct State {
     pub(crate) vitals: Arc<Vitals>,
+    pub(crate) limits: Arc<LimitKeeper>,
     registry: Registry,
     rates: SharedRates,
     runtime: &'static str,
 }
 
 impl State {
-    pub(crate) fn new(vitals: Arc<Vitals>, runtime: &'static str) -> Self {
-        let registry = metrics::registry(Arc::clone(&vitals));
+    pub(crate) fn new(
+        vitals: Arc<Vitals>,
+        limits: Arc<LimitKeeper>,
+        runtime: &'static str,
+    ) -> Self {
+        let registry = metrics::registry(Arc::clone(&vitals), Arc::clone(&limits));
         Self {
             vitals,
+            limits,
             registry,
             rates: SharedRates::default(),
             runtime,
@@ -47,7 +62,7 @@ impl State {
 
     fn status(&self) -> Status {
         let rates = self.rates.with(|window| window.rates());
-        Status::new(&self.vitals, rates, self.runtime)
+        Status::new(&self.vitals, &self.limits, rates, self.runtime)
     }
 }
 
@@ -62,18 +77,21 @@ pub(crate) fn observe(state: Arc<State>) -> Router {
         .with_state(state)
 }
 
-/// Status.
+/// Status and limits.
 pub(crate) fn control(state: Arc<State>) -> Router {
     Router::new()
         .route(STATUS_PATH, get(status))
+        .route(LIMITS_PATH, get(limits).post(change_limits))
+        .route(FIND_LIMITS_PATH, post(find_limits))
         .with_state(state)
 }
 
 async fn metrics_text(extract::State(state): Shared) -> Response {
-    match metrics::render(&state.registry) {
+    aside(move || match metrics::render(&state.registry) {
         Ok(text) => ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response(),
         Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
-    }
+    })
+    .await
 }
 
 /// An answer about health.
@@ -118,4 +136,57 @@ async fn readyz(extract::State(state): Shared) -> Health {
 
 async fn status(extract::State(state): Shared) -> Json<Status> {
     Json(state.status())
+}
+
+/// `?peers=N`: at most so many peers.
+async fn limits(
+    extract::State(state): Shared,
+    extract::RawQuery(query): extract::RawQuery,
+) -> Response {
+    let query = query.unwrap_or_default();
+    let most = match query.strip_prefix("peers=").map(str::parse::<usize>) {
+        None if query.is_empty() => MAX_PEERS,
+        Some(Ok(most)) => most.min(MAX_PEERS),
+        None | Some(Err(_)) => return refused(format!("{query:?} is not peers=NUMBER")),
+    };
+    aside(move || Json(state.limits.view(clock::now(), most)).into_response()).await
+}
+
+async fn find_limits(
+    extract::State(state): Shared,
+    extract::Json(target): extract::Json<Target>,
+) -> Response {
+    aside(move || Json(state.limits.find(&target)).into_response()).await
+}
+
+async fn change_limits(
+    extract::State(state): Shared,
+    extract::Json(change): extract::Json<Change>,
+) -> Response {
+    aside(move || match state.limits.change(clock::now(), &change) {
+        Ok(changed) => {
+            let target = &change.target;
+            match &changed.trouble {
+                None => tracing::info!(%target, limit = ?change.set, "limit changed"),
+                Some(trouble) => {
+                    tracing::warn!(%target, limit = ?change.set, trouble, "limit changed, not kept");
+                }
+            }
+            Json(changed).into_response()
+        }
+        Err(error) => refused(error.to_string()),
+    })
+    .await
+}
+
+fn refused(reason: String) -> Response {
+    (StatusCode::UNPROCESSABLE_ENTITY, reason).into_response()
+}
+
+/// Runs what may take long, such as a disk's answer, beside the control thread.
+async fn aside(run: impl FnOnce() -> Response + Send + 'static) -> Response {
+    match tokio::task::spawn_blocking(run).await {
+        Ok(response) => response,
+        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    }
 }

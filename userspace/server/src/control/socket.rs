@@ -7,15 +7,18 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use serde::de::DeserializeOwned;
+
 use crate::control::http::Guarded;
-use crate::control::routes::STATUS_PATH;
+use crate::control::routes::{FIND_LIMITS_PATH, LIMITS_PATH, STATUS_PATH};
 use crate::directories::{self, Directories};
+use crate::limits::{Change, Changed, LimitsView, SlotView, Target};
 use crate::status::Status;
 
 /// How long an answer may take.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest answer that is read.
-const MAX_ANSWER_BYTES: u64 = 4 << 20;
+const MAX_ANSWER_BYTES: u64 = 64 << 20;
 
 /// Why there is no control socket.
 #[derive(thiserror::Error, Debug)]
@@ -114,9 +117,9 @@ fn remove_stale(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Why a server's status could not be read.
+/// Why a server did not answer.
 #[derive(thiserror::Error, Debug)]
-pub enum StatusError {
+pub enum ControlError {
     /// Nobody listens.
     #[error("no towpath answers on {}: {error}", path.display())]
     NoServer {
@@ -131,9 +134,12 @@ pub enum StatusError {
         /// The socket.
         path: PathBuf,
     },
+    /// What was asked for cannot be done.
+    #[error("{0}")]
+    Refused(String),
     /// The answer is none.
-    #[error("{} gave no status: {reason}", path.display())]
-    NoStatus {
+    #[error("{} gave no answer: {reason}", path.display())]
+    NoAnswer {
         /// The socket.
         path: PathBuf,
         /// What is wrong with the answer.
@@ -141,42 +147,101 @@ pub enum StatusError {
     },
 }
 
-/// Reads the status of the server behind a control socket. Blocks for some seconds at most.
-pub fn read_status(path: &Path) -> Result<Status, StatusError> {
-    let forbidden = || StatusError::Forbidden {
-        path: path.to_owned(),
-    };
-    let no_status = |reason: String| StatusError::NoStatus {
-        path: path.to_owned(),
-        reason,
-    };
-    let mut stream = UnixStream::connect(path).map_err(|error| match error.kind() {
-        io::ErrorKind::PermissionDenied => forbidden(),
-        _ => StatusError::NoServer {
-            path: path.to_owned(),
-            error,
-        },
-    })?;
-    let exchange = |stream: &mut UnixStream| -> io::Result<Vec<u8>> {
-        stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
-        stream.set_write_timeout(Some(ANSWER_TIMEOUT))?;
-        // HTTP/1.0: the answer ends where the connection does.
-        write!(stream, "GET {STATUS_PATH} HTTP/1.0\r\n\r\n")?;
-        let mut answer = Vec::new();
-        stream.take(MAX_ANSWER_BYTES).read_to_end(&mut answer)?;
-        Ok(answer)
-    };
-    let answer = exchange(&mut stream).map_err(|error| no_status(error.to_string()))?;
-    let text = String::from_utf8_lossy(&answer);
-    let (head, body) = text
-        .split_once("\r\n\r\n")
-        .ok_or_else(|| no_status("the answer ends early".into()))?;
-    let first = head.lines().next().unwrap_or_default();
-    match first.split(' ').nth(1) {
-        Some("200") => serde_json::from_str(body).map_err(|error| no_status(error.to_string())),
-        Some("403") => Err(forbidden()),
-        Some(_) | None => Err(no_status(first.to_owned())),
+/// A server behind its control socket. Every call blocks for some seconds at most.
+#[derive(Clone, Debug)]
+pub struct ControlClient {
+    path: PathBuf,
+}
+
+impl ControlClient {
+    /// The server behind this socket; nothing is sent yet.
+    pub fn new(path: PathBuf) -> Self {
+        Self { path }
     }
+
+    /// What the server does.
+    pub fn status(&self) -> Result<Status, ControlError> {
+        self.ask("GET", STATUS_PATH, "")
+    }
+
+    /// What is limited and counted, with at most `peers` peers.
+    pub fn limits(&self, peers: usize) -> Result<LimitsView, ControlError> {
+        self.ask("GET", &format!("{LIMITS_PATH}?peers={peers}"), "")
+    }
+
+    /// The slots that this names.
+    pub fn find_limits(&self, target: &Target) -> Result<Vec<SlotView>, ControlError> {
+        self.ask("POST", FIND_LIMITS_PATH, &self.json(target)?)
+    }
+
+    /// Sets or unsets a limit.
+    pub fn change_limits(&self, change: &Change) -> Result<Changed, ControlError> {
+        self.ask("POST", LIMITS_PATH, &self.json(change)?)
+    }
+
+    fn json(&self, value: &impl serde::Serialize) -> Result<String, ControlError> {
+        serde_json::to_string(value).map_err(|error| self.no_answer(error.to_string()))
+    }
+
+    fn no_answer(&self, reason: String) -> ControlError {
+        ControlError::NoAnswer {
+            path: self.path.clone(),
+            reason,
+        }
+    }
+
+    fn ask<T: DeserializeOwned>(
+        &self,
+        method: &str,
+        target: &str,
+        body: &str,
+    ) -> Result<T, ControlError> {
+        let forbidden = || ControlError::Forbidden {
+            path: self.path.clone(),
+        };
+        let mut stream = UnixStream::connect(&self.path).map_err(|error| match error.kind() {
+            io::ErrorKind::PermissionDenied => forbidden(),
+            _ => ControlError::NoServer {
+                path: self.path.clone(),
+                error,
+            },
+        })?;
+        let answer = exchange(&mut stream, method, target, body)
+            .map_err(|error| self.no_answer(error.to_string()))?;
+        let text = String::from_utf8_lossy(&answer);
+        let (head, body) = text
+            .split_once("\r\n\r\n")
+            .ok_or_else(|| self.no_answer("the answer ends early".into()))?;
+        let first = head.lines().next().unwrap_or_default();
+        match first.split(' ').nth(1) {
+            Some("200") => {
+                serde_json::from_str(body).map_err(|error| self.no_answer(error.to_string()))
+            }
+            Some("403") => Err(forbidden()),
+            Some("422") => Err(ControlError::Refused(body.to_owned())),
+            Some(_) | None => Err(self.no_answer(first.to_owned())),
+        }
+    }
+}
+
+fn exchange(
+    stream: &mut UnixStream,
+    method: &str,
+    target: &str,
+    body: &str,
+) -> io::Result<Vec<u8>> {
+    stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
+    stream.set_write_timeout(Some(ANSWER_TIMEOUT))?;
+    // HTTP/1.0: the answer ends where the connection does.
+    write!(
+        stream,
+        "{method} {target} HTTP/1.0\r\nContent-Type: application/json\r\n\
+         Content-Length: {}\r\n\r\n{body}",
+        body.len()
+    )?;
+    let mut answer = Vec::new();
+    stream.take(MAX_ANSWER_BYTES).read_to_end(&mut answer)?;
+    Ok(answer)
 }
 
 #[cfg(test)]
@@ -234,8 +299,9 @@ mod tests {
 
     #[test]
     fn status_without_a_server_names_the_socket() {
-        let error = read_status(Path::new("/nonexistent/control.sock")).unwrap_err();
-        assert!(matches!(error, StatusError::NoServer { .. }));
+        let client = ControlClient::new("/nonexistent/control.sock".into());
+        let error = client.status().unwrap_err();
+        assert!(matches!(error, ControlError::NoServer { .. }));
         assert!(error.to_string().contains("/nonexistent/control.sock"));
     }
 }

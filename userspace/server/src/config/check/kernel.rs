@@ -18,7 +18,8 @@ const DEFAULT_MAX_PEERS: u32 = 65_536;
 const DEFAULT_MAX_ROUTES: u32 = 131_072;
 /// Room that a server with a handful of users has, too.
 const MIN_ROOM: u32 = 64;
-const DEFAULT_PINS: &str = "/sys/fs/bpf/towpath";
+/// Where maps are pinned unless the configuration says otherwise.
+pub const DEFAULT_PINS: &str = "/sys/fs/bpf/towpath";
 /// The most interfaces: each costs a link.
 const MAX_INTERFACES: usize = 64;
 /// What the kernel keeps of an interface's name, its end included.
