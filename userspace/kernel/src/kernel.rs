@@ -317,6 +317,10 @@ impl Maps {
             Arc::clone(&settings),
             crate::layout::slots(config.max_peers),
         );
+        let locals = Table::new(fd(ebpf, map::LOCALS)?);
+        let written = locals
+            .keys(entries::LOCALS)
+            .map_err(|error| Refusal::Io("own addresses cannot be read", error))?;
         Ok(Self {
             routes: Routes::new(Table::new(fd(ebpf, map::ROUTES)?), config.max_routes),
             slots: Arc::new(slots.map_err(mapping)?),
@@ -324,16 +328,16 @@ impl Maps {
             reasons: Reasons::new(Table::new(fd(ebpf, map::REASONS)?))
                 .map_err(|error| Refusal::Io("the CPUs cannot be counted", error))?,
             locals: Mutex::new(Locals {
-                table: Table::new(fd(ebpf, map::LOCALS)?),
-                written: HashSet::new(),
+                table: locals,
+                written: written.into_iter().collect(),
             }),
         })
     }
 
-    /// Makes maps that an earlier process may have left say what this one means. Its routes go first,
-    /// and nothing is relayed before all is in place.
+    /// Makes maps that an earlier process may have left say what this one means. Its routes go first.
+    /// Its program, if it is on an interface, goes on: packets for the relay that nobody listens for
+    /// yet stay unanswered.
     fn prepare(&self, config: &KernelConfig) -> Result<(), Refusal> {
-        self.settings.set_forwarding(false);
         self.routes.flush().map_err(|error| {
             let error = io::Error::other(chain(&error));
             Refusal::Io("old routes cannot be removed", error)
@@ -345,12 +349,7 @@ impl Maps {
         tracing::debug!(?recovered, "peers' slots");
         self.settings
             .set_ports(*config.relay_ports.start(), *config.relay_ports.end());
-        let cleared = {
-            let locals = self.locals.lock().unwrap_or_else(PoisonError::into_inner);
-            locals.table.clear(entries::LOCALS.saturating_mul(2))
-        };
-        cleared
-            .and_then(|_| self.set_locals(&config.listeners, &config.relay_addresses))
+        self.set_locals(&config.listeners, &config.relay_addresses)
             .map_err(|error| Refusal::Io("own addresses cannot be written", error))
     }
 

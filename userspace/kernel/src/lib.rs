@@ -41,5 +41,5 @@ pub use routes::{RouteError, RouteFailures, Routes};
 pub use settings::SettingsMap;
 pub use slots::{MappedSlots, SlotError};
 
-/// The program. Until it is built in, nothing can be loaded, and every interface stays in userspace.
-static OBJECT: &[u8] = &[];
+/// The program, as `ebpf/programs` was built.
+static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../ebpf/dist/towpath.bpf.o");

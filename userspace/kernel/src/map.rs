@@ -124,6 +124,18 @@ impl<K: Plain, V: Plain> Table<K, V> {
         Ok(found(call)?.then(|| unsafe { next.assume_init() }))
     }
 
+    /// The keys there are, at most `limit`.
+    pub(crate) fn keys(&self, limit: u32) -> io::Result<Vec<K>> {
+        let mut keys = Vec::new();
+        for _ in 0..limit {
+            let Some(key) = self.next_key(keys.last())? else {
+                break;
+            };
+            keys.push(key);
+        }
+        Ok(keys)
+    }
+
     /// Takes every element away. At most `limit` of them, so that a writer beside us ends it too.
     pub(crate) fn clear(&self, limit: u32) -> io::Result<u32> {
         for removed in 0..limit {

@@ -48,7 +48,26 @@ pub struct MappedSlots {
     identities: Table<IdentityHash, IdentityRecord>,
     settings: Arc<SettingsMap>,
     slots: u32,
-    book: Mutex<SlotBook>,
+    taken: Mutex<Taken>,
+}
+
+/// Who has which slot, as far as this process knows.
+#[derive(Debug)]
+struct Taken {
+    book: SlotBook,
+    /// The owners of the slots in the book, by slot; 0 for others.
+    owners: Vec<u64>,
+}
+
+impl Taken {
+    /// Enters a slot that an identity has already; `false` where the book has either.
+    fn restore(&mut self, now: Timestamp, slot: PeerSlot, identity: &Identity) -> bool {
+        let restored = self.book.restore(now, slot, identity);
+        if restored {
+            self.owners[slot.0 as usize] = identity.owner();
+        }
+        restored
+    }
 }
 
 /// Why limits cannot be set.
@@ -88,7 +107,10 @@ impl MappedSlots {
             identities,
             settings,
             slots,
-            book: Mutex::new(SlotBook::new(slots)),
+            taken: Mutex::new(Taken {
+                book: SlotBook::new(slots),
+                owners: vec![0; slots as usize],
+            }),
         })
     }
 
@@ -184,7 +206,7 @@ impl MappedSlots {
             let identity = Identity::from_record(hash, &record);
             let slot = PeerSlot(record.slot);
             match identity.filter(|identity| self.is_owner(slot, identity.owner())) {
-                Some(identity) if self.book().restore(now, slot, &identity) => {
+                Some(identity) if self.taken().restore(now, slot, &identity) => {
                     owned[slot.0 as usize] = true;
                     recovered.kept += 1;
                 }
@@ -209,12 +231,12 @@ impl MappedSlots {
 
     /// Enters identities that other processes gave a slot. They rest, and those without limits of
     /// their own may be taken for others.
-    fn adopt(&self, now: Timestamp, book: &mut SlotBook) -> io::Result<()> {
+    fn adopt(&self, now: Timestamp, taken: &mut Taken) -> io::Result<()> {
         for (hash, record) in self.records()? {
             if let Some(identity) = Identity::from_record(hash, &record)
                 && self.is_owner(PeerSlot(record.slot), identity.owner())
             {
-                book.restore(now, PeerSlot(record.slot), &identity);
+                taken.restore(now, PeerSlot(record.slot), &identity);
             }
         }
         Ok(())
@@ -242,21 +264,23 @@ impl MappedSlots {
     fn try_acquire(
         &self,
         now: Timestamp,
-        book: &mut SlotBook,
+        taken: &mut Taken,
         identity: &Identity,
     ) -> io::Result<Option<PeerSlot>> {
-        if book.find(identity).is_none()
+        if taken.book.find(identity).is_none()
             && let Some(slot) = self.recorded(identity)?
         {
             // Another process gave it a slot since.
-            book.restore(now, slot, identity);
+            taken.restore(now, slot, identity);
         }
-        let may_take = |slot| self.take(slot, identity.owner());
+        let Taken { book, owners } = taken;
+        let may_take = |slot: PeerSlot| self.take(slot, owners[slot.0 as usize], identity.owner());
         let (slot, before) = match book.acquire(now, identity, may_take) {
             None => return Ok(None),
             Some(Acquired::Known(slot)) => return Ok(Some(slot)),
             Some(Acquired::New(slot, before)) => (slot, before),
         };
+        owners[slot.0 as usize] = identity.owner();
         if let Some(before) = before {
             self.identities.remove(before.hash())?;
         }
@@ -266,8 +290,8 @@ impl MappedSlots {
         Ok(Some(slot))
     }
 
-    /// Makes a slot `owner`'s, if nobody has it, or nobody who set limits in it.
-    fn take(&self, slot: PeerSlot, owner: u64) -> bool {
+    /// Makes a slot `owner`'s, if nobody has it, or `before`, without limits of its own.
+    fn take(&self, slot: PeerSlot, before: u64, owner: u64) -> bool {
         let Some(limits) = self.limits.get(slot.0 as usize) else {
             return false;
         };
@@ -278,19 +302,20 @@ impl MappedSlots {
         {
             return false;
         }
-        let before = limits.owner.load(Ordering::SeqCst);
-        let taken = limits
-            .owner
-            .compare_exchange(before, owner, Ordering::SeqCst, Ordering::SeqCst)
-            .is_ok();
+        let from = |from| {
+            let owners = &limits.owner;
+            let taken = owners.compare_exchange(from, owner, Ordering::SeqCst, Ordering::SeqCst);
+            taken.is_ok()
+        };
+        let taken = from(0) || (before != 0 && from(before));
         if !taken {
             flags.store(0, Ordering::SeqCst);
         }
         taken
     }
 
-    fn book(&self) -> MutexGuard<'_, SlotBook> {
-        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    fn taken(&self) -> MutexGuard<'_, Taken> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -314,25 +339,25 @@ fn begin_setting(limits: &Limits<AtomicU64>) {
 
 impl Slots for MappedSlots {
     fn acquire(&self, now: Timestamp, identity: &Identity) -> Option<PeerSlot> {
-        let mut book = self.book();
-        let acquired = match self.try_acquire(now, &mut book, identity) {
+        let mut taken = self.taken();
+        let acquired = match self.try_acquire(now, &mut taken, identity) {
             Ok(None) => self
-                .adopt(now, &mut book)
-                .and_then(|()| self.try_acquire(now, &mut book, identity)),
+                .adopt(now, &mut taken)
+                .and_then(|()| self.try_acquire(now, &mut taken, identity)),
             acquired => acquired,
         };
         acquired.unwrap_or_else(|error| {
             tracing::error!(%error, "a peer's slot cannot be recorded");
             // What cannot be found again must not be given out.
-            if let Some(slot) = book.find(identity) {
-                book.release(now, slot);
+            if let Some(slot) = taken.book.find(identity) {
+                taken.book.release(now, slot);
             }
             None
         })
     }
 
     fn release(&self, now: Timestamp, slot: PeerSlot) {
-        self.book().release(now, slot);
+        self.taken().book.release(now, slot);
     }
 
     #[inline]
