@@ -199,6 +199,11 @@ impl Outbox {
         self.free_slots.len()
     }
 
+    /// Number of messages that wait to be given to the kernel.
+    pub(crate) fn pending(&self) -> usize {
+        self.pending.len()
+    }
+
     /// Whether messages wait to be given to the kernel.
     pub(crate) fn has_pending(&self) -> bool {
         !self.pending.is_empty()

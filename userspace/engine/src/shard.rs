@@ -24,6 +24,10 @@ const MAX_PER_ROUND: usize = 1024;
 /// Commands run in one round. What the machine sends waits for the rest.
 const MAX_COMMANDS_PER_ROUND: usize = 16_384;
 
+/// Messages that are given to the kernel at once: what they point to is still in the cache then.
+/// Flows that repeat within a round grow their messages instead of adding to these.
+pub(crate) const BURST_MESSAGES: usize = 64;
+
 /// Datagrams of other shards that wait for a shard at most.
 pub(crate) const MAX_HANDOVERS: usize = 1024;
 

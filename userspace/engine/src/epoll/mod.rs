@@ -17,7 +17,7 @@ use self::send::Outlet;
 use crate::Host;
 use crate::buffers::Class;
 use crate::counters::Counter;
-use crate::shard::Shard;
+use crate::shard::{BURST_MESSAGES, Shard};
 use crate::sockets::{Change, State};
 
 /// Events taken from the kernel at once.
@@ -110,6 +110,7 @@ impl<M: Machine, H: Host<M>> Epoll<M, H> {
     fn receive(&mut self) {
         let mut received = 0;
         while received < ROUND_RECEIVES
+            && self.shard.outbox.pending() < BURST_MESSAGES
             && let Some(index) = self.ready.pop_front()
         {
             let Some(filled) = self.receive_from(index) else {

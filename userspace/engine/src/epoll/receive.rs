@@ -23,6 +23,8 @@ pub(super) struct Inlet {
     class: Class,
     batch: usize,
     buffers: Vec<BufferId>,
+    /// How many of them, from the first on, were filled and belong to others now.
+    gone: usize,
     headers: Box<[libc::mmsghdr]>,
     /// Where the headers point to, in boxes that never move.
     iovecs: Box<[libc::iovec]>,
@@ -58,6 +60,7 @@ impl Inlet {
             class,
             batch,
             buffers: Vec::with_capacity(batch),
+            gone: 0,
             headers: vec![
                 libc::mmsghdr {
                     msg_hdr: header,
@@ -74,25 +77,40 @@ impl Inlet {
 
     /// Takes buffers for a whole batch where there are that many, and points the headers to them.
     fn fill(&mut self, buffers: &mut Buffers) -> usize {
+        while self.gone > 0
+            && let Some(id) = buffers.take_released(self.class)
+        {
+            self.gone -= 1;
+            self.buffers[self.gone] = id;
+            self.point(self.gone, buffers);
+        }
+        if self.gone > 0 {
+            self.buffers.drain(..self.gone);
+            self.gone = 0;
+            (0..self.buffers.len()).for_each(|index| self.point(index, buffers));
+        }
         while self.buffers.len() < self.batch
             && let Some(id) = buffers.take_released(self.class)
         {
             self.buffers.push(id);
-        }
-        for (index, &id) in self.buffers.iter().enumerate() {
-            self.iovecs[index] = libc::iovec {
-                iov_base: buffers.kernel_area(id).cast(),
-                iov_len: Buffers::kernel_bytes(self.class),
-            };
-            let header = &mut self.headers[index].msg_hdr;
-            header.msg_name = self.names[index].as_mut_ptr().cast();
-            header.msg_namelen = NAME_BYTES as u32;
-            header.msg_iov = &raw mut self.iovecs[index];
-            header.msg_control = self.controls[index].0.as_mut_ptr().cast();
-            header.msg_controllen = RECEIVE_CONTROL_BYTES;
-            header.msg_flags = 0;
+            self.point(self.buffers.len() - 1, buffers);
         }
         self.buffers.len()
+    }
+
+    /// Points a header to its buffer, and forgets what the kernel last wrote there.
+    fn point(&mut self, index: usize, buffers: &Buffers) {
+        self.iovecs[index] = libc::iovec {
+            iov_base: buffers.kernel_area(self.buffers[index]).cast(),
+            iov_len: Buffers::kernel_bytes(self.class),
+        };
+        let header = &mut self.headers[index].msg_hdr;
+        header.msg_name = self.names[index].as_mut_ptr().cast();
+        header.msg_namelen = NAME_BYTES as u32;
+        header.msg_iov = &raw mut self.iovecs[index];
+        header.msg_control = self.controls[index].0.as_mut_ptr().cast();
+        header.msg_controllen = RECEIVE_CONTROL_BYTES;
+        header.msg_flags = 0;
     }
 
     /// What message `index` brought; the reason where it is no use.
@@ -159,7 +177,7 @@ impl<M: Machine, H: Host<M>> Epoll<M, H> {
         } else {
             &mut self.small
         };
-        inlet.buffers.drain(..got);
+        inlet.gone = got;
         if got == asked {
             self.queue(index);
         }

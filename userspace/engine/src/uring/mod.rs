@@ -29,7 +29,7 @@ use crate::Host;
 use crate::buffers::Class;
 use crate::counters::Counter;
 use crate::outbox::Message;
-use crate::shard::{Shard, monotonic};
+use crate::shard::{BURST_MESSAGES, Shard, monotonic};
 use crate::sockets::{Change, State};
 
 /// Completions taken from the ring at once.
@@ -149,8 +149,7 @@ impl<M: Machine, H: Host<M>> Uring<M, H> {
         busy |= self.shard.run_machine();
         self.follow_changes()?;
         self.flush()?;
-        self.small.refill(&mut self.shard.buffers);
-        self.big.refill(&mut self.shard.buffers);
+        self.refill();
         self.quieten()?;
         self.begin_again()?;
         busy |= std::mem::take(&mut self.awaits_sends);
@@ -181,18 +180,25 @@ impl<M: Machine, H: Host<M>> Uring<M, H> {
         self.received = 0;
         loop {
             let before = self.received;
-            self.reap();
+            self.reap()?;
             let is_busy = self.received - before >= BUSY_RECEIVES;
             let has_room = self.received < ROUND_RECEIVES
                 && self.shard.outbox.free() > ROUND_RECEIVES as usize;
             if !is_busy || !has_room {
                 return Ok(());
             }
+            self.refill();
             self.ring.enter(0)?;
         }
     }
 
-    fn reap(&mut self) {
+    fn refill(&mut self) {
+        self.small.refill(&mut self.shard.buffers);
+        self.big.refill(&mut self.shard.buffers);
+    }
+
+    /// Takes completions, and sends in between where many messages come together.
+    fn reap(&mut self) -> io::Result<()> {
         let mut completions = std::mem::take(&mut self.completions);
         let overflows = self.ring.reap(&mut completions);
         if overflows != self.overflows {
@@ -202,10 +208,16 @@ impl<M: Machine, H: Host<M>> Uring<M, H> {
                 .add(Counter::CompletionOverflows, u64::from(new));
             self.overflows = overflows;
         }
+        let mut result = Ok(());
         for completion in &completions {
             self.dispatch(completion);
+            if self.shard.outbox.pending() >= BURST_MESSAGES {
+                // What has completed has to be taken in any case.
+                result = result.and(self.flush().and_then(|()| self.ring.submit()));
+            }
         }
         self.completions = completions;
+        result
     }
 
     fn dispatch(&mut self, completion: &cqueue::Entry) {
@@ -363,16 +375,17 @@ impl<M: Machine, H: Host<M>> Uring<M, H> {
         // SAFETY: the operation points to nothing.
         let _ = unsafe { self.ring.push(&entry) };
         let give_up = monotonic().as_nanos() + CLOSE_NANOS;
+        let mut is_lost = false;
         while self.is_used_by_kernel() {
             // The datagrams of a refused run are queued again, and hold their socket until they left.
-            let is_lost = self.flush().is_err() || self.follow_changes().is_err();
+            is_lost |= self.flush().is_err() || self.follow_changes().is_err();
             if is_lost || monotonic().as_nanos() > give_up {
                 // Never seen; memory the kernel may write to must not be used again.
                 std::mem::forget(self);
                 return;
             }
             let _ = self.ring.enter(0);
-            self.reap();
+            is_lost = self.reap().is_err();
             std::thread::yield_now();
         }
         // Otherwise the kernel would keep the listeners' addresses until it has cleaned up the ring.

@@ -125,15 +125,16 @@ impl Ring {
 
     /// Submits what is queued, runs deferred work, and waits for `completions`.
     pub(crate) fn enter(&mut self, completions: u32) -> io::Result<()> {
+        self.enter_with(completions, ENTER_GETEVENTS)
+    }
+
+    fn enter_with(&mut self, completions: u32, flags: u32) -> io::Result<()> {
         let queued = self.ring.submission().len() as u32;
         // SAFETY: no argument structure is passed; whoever queued an entry promised its validity.
         let result = unsafe {
-            self.ring.submitter().enter::<libc::sigset_t>(
-                queued,
-                completions,
-                ENTER_GETEVENTS,
-                None,
-            )
+            self.ring
+                .submitter()
+                .enter::<libc::sigset_t>(queued, completions, flags, None)
         };
         match result {
             Ok(_) => Ok(()),
@@ -143,6 +144,11 @@ impl Ring {
                 _ => Err(error),
             },
         }
+    }
+
+    /// Submits what is queued, and does nothing else.
+    pub(crate) fn submit(&mut self) -> io::Result<()> {
+        self.enter_with(0, 0)
     }
 
     /// Takes completions, up to the capacity `into` has. Returns how many the kernel has
