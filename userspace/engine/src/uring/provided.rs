@@ -8,6 +8,9 @@ use io_uring::types::BufRingEntry;
 
 use crate::buffers::{BufferId, Buffers, Class, Mapping};
 
+/// What the kernel may have at once, until that was not enough.
+const FEW: u16 = 256;
+
 /// A registered buffer ring of one class of buffers.
 pub(crate) struct ProvidedRing {
     memory: Mapping,
@@ -16,6 +19,9 @@ pub(crate) struct ProvidedRing {
     tail: u16,
     /// Buffers the kernel may take now.
     available: u16,
+    /// How many it may have at once. Fewer than there are, so that the same few are used again and
+    /// again while they are in the cache: the kernel takes the one that was given back longest ago.
+    offered: u16,
 }
 
 impl ProvidedRing {
@@ -42,6 +48,7 @@ impl ProvidedRing {
             entries,
             tail: 0,
             available: 0,
+            offered: entries.min(FEW),
         };
         ring.refill(buffers);
         Ok(ring)
@@ -59,15 +66,27 @@ impl ProvidedRing {
 
     /// Whether enough buffers are there for a receive that ran out of them to begin again.
     pub(crate) fn has_recovered(&self) -> bool {
-        self.available >= self.entries.div_ceil(4)
+        self.available >= self.offered.div_ceil(4)
     }
 
-    /// Gives all released buffers of this class back to the kernel.
+    /// The kernel found a ring empty: it gets more from now on.
+    pub(crate) fn offer_more(&mut self) {
+        self.offered = self.offered.saturating_mul(2).min(self.entries);
+    }
+
+    /// Tries with fewer again.
+    pub(crate) fn offer_less(&mut self) {
+        self.offered = (self.offered / 2).max(FEW.min(self.entries));
+    }
+
+    /// Gives released buffers of this class back to the kernel, as many as it may have.
     pub(crate) fn refill(&mut self, buffers: &mut Buffers) {
-        if buffers.released(self.class) == 0 {
+        if buffers.released(self.class) == 0 || self.available >= self.offered {
             return;
         }
-        while let Some(id) = buffers.take_released(self.class) {
+        while self.available < self.offered
+            && let Some(id) = buffers.take_released(self.class)
+        {
             self.write_entry(id, buffers);
             self.available += 1;
         }

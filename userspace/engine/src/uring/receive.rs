@@ -130,6 +130,8 @@ impl<M: Machine, H: Host<M>> Uring<M, H> {
         for _ in 0..LOOKED_AT.min(slots) {
             if self.looked >= slots {
                 self.looked = 0;
+                self.small.offer_less();
+                self.big.offer_less();
                 self.next_look = self.shard.now + QUIET;
                 return Ok(());
             }
@@ -222,6 +224,8 @@ impl<M: Machine, H: Host<M>> Uring<M, H> {
         if self.starved.is_empty() || !self.small.has_recovered() || !self.big.has_recovered() {
             return Ok(());
         }
+        self.small.offer_more();
+        self.big.offer_more();
         while let Some(index) = self.starved.pop() {
             self.arm(index)?;
         }
