@@ -50,6 +50,8 @@ counters! {
     GsoFallbacks = "gso_fallbacks",
     /// Times UDP GRO was switched on for a socket.
     GroEnabled = "gro_enabled",
+    /// Times the shard had no rest, and let less wait in its relayed sockets.
+    BacklogsLimited = "backlogs_limited",
     /// Times UDP GRO was switched off for a socket.
     GroDisabled = "gro_disabled",
     /// Rounds of the shard's loop.

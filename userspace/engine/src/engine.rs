@@ -11,6 +11,7 @@ use towpath_proto::Machine;
 use towpath_proto::machine::ShardId;
 
 use crate::Ports;
+use crate::backlog::Backlog;
 use crate::buffers::Buffers;
 use crate::config::{EngineConfig, MAX_LISTENERS, MAX_PORTS_PER_SHARD, MAX_SHARDS};
 use crate::counters::EngineCounters;
@@ -325,6 +326,9 @@ impl<M: Machine, H: Host<M>> Parts<M, H> {
             now: monotonic(),
             gro: config.gro,
             meter: RunMeter::default(),
+            backlog: Backlog::new(),
+            rests: 0,
+            limited_from: None,
         })
     }
 }

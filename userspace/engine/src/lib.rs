@@ -15,6 +15,7 @@
 //! `RUSTFLAGS="--cfg loom" cargo test -p towpath-engine --release loom_`.
 
 mod address;
+mod backlog;
 mod buffers;
 mod config;
 mod counters;

@@ -10,6 +10,7 @@ use towpath_proto::machine::{
 };
 use towpath_proto::{Machine, Timestamp};
 
+use crate::backlog::Backlog;
 use crate::buffers::{BufferId, Buffers, Class, SLACK_BYTES};
 use crate::counters::{Counter, EngineCounters};
 use crate::governor::RunMeter;
@@ -27,6 +28,9 @@ const MAX_COMMANDS_PER_ROUND: usize = 16_384;
 /// Messages that are given to the kernel at once: what they point to is still in the cache then.
 /// Flows that repeat within a round grow their messages instead of adding to these.
 pub(crate) const BURST_MESSAGES: usize = 64;
+
+/// Sockets that get their ordinary buffer back in one window.
+const LIMITS_ENDED: u32 = 1024;
 
 /// Datagrams of other shards that wait for a shard at most.
 pub(crate) const MAX_HANDOVERS: usize = 1024;
@@ -87,12 +91,73 @@ pub(crate) struct Shard<M: Machine, H> {
     /// Whether UDP GRO may be used.
     pub(crate) gro: bool,
     pub(crate) meter: RunMeter<(SocketAddr, usize)>,
+    pub(crate) backlog: Backlog,
+    /// How often this thread had slept when the backlog was judged last.
+    pub(crate) rests: i64,
+    /// The shard is at ease, and sockets from this one on may still be limited.
+    pub(crate) limited_from: Option<u32>,
 }
 
 impl<M: Machine, H: Host<M>> Shard<M, H> {
     /// Reads the clock; the time holds for a whole round.
     pub(crate) fn tick(&mut self) {
         self.now = monotonic();
+        if self.backlog.is_over(self.now) {
+            self.judge_backlog();
+        }
+    }
+
+    /// Looks whether this thread has slept since the last look.
+    fn judge_backlog(&mut self) {
+        let rests = rests_of_thread();
+        let was = self.backlog.limit();
+        self.backlog.next_window(self.now, rests != self.rests);
+        self.rests = rests;
+        match (was, self.backlog.limit()) {
+            (0, 0) => {}
+            (0, _) => self.counters.add(Counter::BacklogsLimited, 1),
+            (_, 0) => self.limited_from = Some(0),
+            (_, _) => {}
+        }
+        if self.backlog.limit() == 0 {
+            self.end_limits();
+        }
+    }
+
+    /// Gives the next few sockets their ordinary buffers back.
+    fn end_limits(&mut self) {
+        let Some(from) = self.limited_from else {
+            return;
+        };
+        let end = from.saturating_add(LIMITS_ENDED);
+        for index in from..end.min(self.sockets.len()) {
+            self.sockets.limit_backlog(index, 0);
+        }
+        self.limited_from = (end < self.sockets.len()).then_some(end);
+    }
+
+    /// When this shard has to do something again: what its machine waits for, or limits to end.
+    pub(crate) fn poll_timeout(&self) -> Option<Timestamp> {
+        let limits = match self.limited_from {
+            Some(_) => Some(self.backlog.ends()),
+            None => self.backlog.poll_timeout(),
+        };
+        [self.machine.poll_timeout(), limits]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// Lets no more wait in a relayed socket than the shard can bear.
+    fn follow_backlog(&mut self, index: u32) {
+        let Some(slot) = self.sockets.slot_mut(index) else {
+            return;
+        };
+        self.backlog.saw(&mut slot.receiving.window);
+        let limit = self.backlog.limit();
+        if slot.receiving.limit != limit {
+            self.sockets.limit_backlog(index, limit);
+        }
     }
 
     /// Hands what was received to the machine, and its buffer back unless it is being sent from.
@@ -105,6 +170,9 @@ impl<M: Machine, H: Host<M>> Shard<M, H> {
             {
                 self.hand_over(home, listener, local, received);
             } else {
+                if let Socket::Relayed(_) = socket {
+                    self.follow_backlog(slot);
+                }
                 self.split(socket, local, received);
             }
         }
@@ -347,6 +415,16 @@ impl<M: Machine, H: Host<M>> Shard<M, H> {
         );
         self.buffers.release(buffer);
     }
+}
+
+/// How often this thread has given up its CPU because there was nothing to do.
+fn rests_of_thread() -> i64 {
+    let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
+    // SAFETY: the pointer is to memory for the structure that outlives the call.
+    let result = unsafe { libc::getrusage(libc::RUSAGE_THREAD, usage.as_mut_ptr()) };
+    assert_eq!(result, 0, "a thread may always ask for its own usage");
+    // SAFETY: zeroed bytes are a valid value, and the kernel has written the rest.
+    unsafe { usage.assume_init() }.ru_nvcsw
 }
 
 /// The time now.

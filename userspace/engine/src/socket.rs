@@ -109,6 +109,31 @@ fn set_buffer(fd: RawFd, forced: i32, limited: i32, bytes: usize) {
     }
 }
 
+/// Bytes of kernel memory that may wait in a socket; 0 where the kernel does not say.
+pub(crate) fn receive_buffer(fd: RawFd) -> usize {
+    let mut value: i32 = 0;
+    let mut bytes = std::mem::size_of::<i32>() as libc::socklen_t;
+    // SAFETY: the pointers are to an integer and its length, both of which outlive the call.
+    let result = unsafe {
+        libc::getsockopt(
+            fd,
+            libc::SOL_SOCKET,
+            libc::SO_RCVBUF,
+            (&raw mut value).cast(),
+            &raw mut bytes,
+        )
+    };
+    if result < 0 {
+        return 0;
+    }
+    usize::try_from(value).unwrap_or(0)
+}
+
+/// Sets how many bytes of kernel memory may wait in a socket.
+pub(crate) fn set_receive_buffer(fd: RawFd, bytes: usize) {
+    set_buffer(fd, libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, bytes);
+}
+
 /// Sets an integer option.
 pub(crate) fn set_int(fd: RawFd, level: i32, option: i32, value: i32) -> io::Result<()> {
     let bytes = std::mem::size_of::<i32>() as libc::socklen_t;

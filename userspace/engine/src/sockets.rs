@@ -13,7 +13,7 @@ use towpath_proto::machine::{ListenerId, PortId, Socket, Transmit};
 use crate::counters::{Counter, EngineCounters};
 use crate::governor::Governor;
 use crate::outbox::Egress;
-use crate::socket::open_relayed;
+use crate::socket::{open_relayed, receive_buffer, set_receive_buffer};
 use crate::{OpenError, Ports};
 
 const NONE: u32 = u32::MAX;
@@ -55,6 +55,10 @@ pub(crate) struct Receiving {
     pub(crate) needs_big: bool,
     /// The standing receive is being cancelled, to begin again in another way.
     pub(crate) changing: bool,
+    /// The last window in which something arrived.
+    pub(crate) window: u8,
+    /// The logarithm of what may wait in it; 0 is the ordinary buffer.
+    pub(crate) limit: u8,
 }
 
 /// Where a slot is in its life.
@@ -105,6 +109,8 @@ pub(crate) struct Sockets {
     locals: Vec<IpAddr>,
     changes: Vec<Change>,
     receive_bytes: usize,
+    /// What a relayed socket has that nobody limited; 0 until one was looked at.
+    ordinary_bytes: usize,
     counters: Arc<EngineCounters>,
 }
 
@@ -119,6 +125,7 @@ impl Sockets {
             locals: Vec::new(),
             changes: Vec::new(),
             receive_bytes,
+            ordinary_bytes: 0,
             counters,
         }
     }
@@ -217,6 +224,28 @@ impl Sockets {
         }
     }
 
+    /// Lets as much wait in a socket as the logarithm `limit` says; 0 is its ordinary buffer.
+    pub(crate) fn limit_backlog(&mut self, index: u32, limit: u8) {
+        let Some(slot) = self.slots.get_mut(index as usize) else {
+            return;
+        };
+        let fd = slot.fd();
+        if slot.receiving.limit == limit || fd < 0 {
+            return;
+        }
+        if self.ordinary_bytes == 0 {
+            self.ordinary_bytes = receive_buffer(fd);
+        }
+        slot.receiving.limit = limit;
+        set_receive_buffer(
+            fd,
+            match limit {
+                0 => self.ordinary_bytes,
+                limit => 1 << limit,
+            },
+        );
+    }
+
     /// Puts all relayed ports and listeners into closing.
     pub(crate) fn close_all(&mut self) {
         for index in 0..self.slots.len() {
@@ -303,6 +332,32 @@ impl Ports for Sockets {
             slot.state = State::Closing;
             self.changes.push(Change::Closing(closed));
             self.counters.add(Counter::PortsClosed, 1);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::socket::receive_buffer;
+
+    #[test]
+    fn a_limited_socket_gets_its_ordinary_buffer_back() {
+        for ordinary in [0, 1 << 16] {
+            let mut sockets = Sockets::new(4, ordinary, Arc::default());
+            sockets
+                .open(PortId(1), "127.0.0.1:0".parse().unwrap())
+                .unwrap();
+            let bytes = |sockets: &Sockets| receive_buffer(sockets.slots[0].fd());
+            let before = bytes(&sockets);
+            assert!(ordinary == 0 || before == ordinary, "{before}");
+            sockets.limit_backlog(0, 13);
+            assert_eq!(bytes(&sockets), 1 << 13);
+            sockets.limit_backlog(0, 11);
+            assert!((1 << 11..1 << 13).contains(&bytes(&sockets)));
+            sockets.limit_backlog(0, 0);
+            assert_eq!(bytes(&sockets), before);
+            sockets.limit_backlog(7, 11);
         }
     }
 }

@@ -216,7 +216,7 @@ impl<M: Machine, H: Host<M>> Epoll<M, H> {
 
     /// Makes sure the timer goes off no later than the machine's deadline.
     fn arm_timer(&mut self) -> io::Result<()> {
-        let Some(deadline) = self.shard.machine.poll_timeout() else {
+        let Some(deadline) = self.shard.poll_timeout() else {
             return Ok(());
         };
         if self.deadline.is_some_and(|armed| armed <= deadline) {

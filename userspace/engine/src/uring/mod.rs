@@ -329,7 +329,7 @@ impl<M: Machine, H: Host<M>> Uring<M, H> {
     /// Makes sure the ring wakes no later than the machine's deadline. A timer that is too early
     /// stays: it costs one round, and setting it anew would cost something in every round.
     fn arm_timer(&mut self) -> io::Result<()> {
-        let Some(deadline) = self.shard.machine.poll_timeout() else {
+        let Some(deadline) = self.shard.poll_timeout() else {
             return Ok(());
         };
         if self.timer.is_some_and(|armed| armed <= deadline) {
