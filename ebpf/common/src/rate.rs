@@ -21,6 +21,8 @@ pub const TICKS_PER_NANOSECOND_LOG2: u32 = 6;
 const BURST_UNIT_LOG2: u32 = 6;
 const BURST_BITS: u32 = 26;
 const EXPONENT_BITS: u32 = 6;
+/// Of the highest rates.
+const MAX_EXPONENT: u32 = 31;
 const MANTISSA_SHIFT: u32 = BURST_BITS + EXPONENT_BITS;
 const _: () = assert!(MANTISSA_SHIFT == 32);
 
@@ -59,11 +61,13 @@ impl LimitWord {
         if burst_bytes < Self::MIN_BURST_BYTES || burst_bytes > Self::MAX_BURST_BYTES {
             return Err(LimitError::Burst { burst_bytes });
         }
-        // The largest exponent that leaves the mantissa within 32 bits.
+        // The largest exponent that leaves the mantissa within 32 bits; rounding up may cost one more.
         let rate = bits_per_second as u128;
-        let mut exponent = 31;
+        let whole = (TICKS_PER_BYTE_AT_1_BIT << MAX_EXPONENT) / rate;
+        let excess_bits = (u128::BITS - whole.leading_zeros()).saturating_sub(u32::BITS);
+        let mut exponent = (MAX_EXPONENT - excess_bits) as u64;
         let mut mantissa = rounded_quotient(TICKS_PER_BYTE_AT_1_BIT << exponent, rate);
-        while mantissa > u32::MAX as u128 {
+        if mantissa > u32::MAX as u128 {
             exponent -= 1;
             mantissa = rounded_quotient(TICKS_PER_BYTE_AT_1_BIT << exponent, rate);
         }

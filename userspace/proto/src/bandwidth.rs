@@ -63,7 +63,7 @@ impl Level {
 /// nobody can get more without somebody getting less who has no more for its weight. `None` where
 /// there is enough for all. Where the floors alone take more than there is, the level is 0.
 ///
-/// Takes O(n log n) for n wishes.
+/// Takes O(n) for n wishes, on average.
 pub fn fair_level(capacity: u64, wishes: &[Wish]) -> Option<Level> {
     let capacity = u128::from(capacity);
     let most: u128 = wishes.iter().map(|wish| u128::from(wish.most())).sum();
@@ -77,29 +77,65 @@ pub fn fair_level(capacity: u64, wishes: &[Wish]) -> Option<Level> {
         bends.push(Bend::new(wish.least(), wish.weight, Turn::Rises));
         bends.push(Bend::new(wish.most(), wish.weight, Turn::Flattens));
     }
-    bends.sort_unstable_by(Bend::cmp);
-    let mut flat: u128 = wishes.iter().map(|wish| u128::from(wish.least())).sum();
-    let mut rising: u128 = 0;
-    if flat >= capacity {
+    let least: u128 = wishes.iter().map(|wish| u128::from(wish.least())).sum();
+    if least >= capacity {
         return Some(Level {
             rate: 0,
             weights: 1,
         });
     }
-    for bend in bends {
-        let (at, weight) = (u128::from(bend.rate), u128::from(bend.weight));
-        if flat * weight + rising * at >= capacity * weight {
-            break;
-        }
-        match bend.turn {
-            Turn::Rises => (flat, rising) = (flat - at, rising + weight),
-            Turn::Flattens => (flat, rising) = (flat + at, rising - weight),
+    let mut line = Line {
+        flat: least,
+        rising: 0,
+    };
+    // The stretch of the line that reaches `capacity` is found by halves: `line` is what it is before
+    // the first of `bends`, in the order of their levels.
+    let mut bends = &mut bends[..];
+    while !bends.is_empty() {
+        let (before, middle, behind) = bends.select_nth_unstable_by(bends.len() / 2, Bend::cmp);
+        let there = before.iter().fold(line, Line::bent);
+        if there.reaches(capacity, middle) {
+            bends = before;
+        } else {
+            line = there.bent(middle);
+            bends = behind;
         }
     }
     Some(Level {
-        rate: capacity - flat,
-        weights: rising,
+        rate: capacity - line.flat,
+        weights: line.rising,
     })
+}
+
+/// What all take together: at level x, `flat` + `rising` · x.
+#[derive(Clone, Copy)]
+struct Line {
+    flat: u128,
+    rising: u128,
+}
+
+impl Line {
+    /// Whether it is at `capacity` where it bends.
+    fn reaches(self, capacity: u128, bend: &Bend) -> bool {
+        let (rate, weight) = (u128::from(bend.rate), u128::from(bend.weight));
+        self.flat * weight + self.rising * rate >= capacity * weight
+    }
+
+    /// What it is behind a bend, where one wish begins or stops to rise. Taken in any order, sums may
+    /// be below zero before all of them are in; they wrap.
+    fn bent(self, bend: &Bend) -> Self {
+        let (rate, weight) = (u128::from(bend.rate), u128::from(bend.weight));
+        match bend.turn {
+            Turn::Rises => Self {
+                flat: self.flat.wrapping_sub(rate),
+                rising: self.rising.wrapping_add(weight),
+            },
+            Turn::Flattens => Self {
+                flat: self.flat.wrapping_add(rate),
+                rising: self.rising.wrapping_sub(weight),
+            },
+        }
+    }
 }
 
 /// Where the line of one wish bends: at level `rate / weight`.

@@ -65,7 +65,9 @@ pub struct Adaptation {
     flows: Vec<[Flow; 2]>,
     scanned: Option<Timestamp>,
     shared: Option<Calm>,
-    active: Vec<(PeerSlot, Way, Wish)>,
+    /// Who wants something, and what: two lists of one order.
+    active: Vec<(PeerSlot, Way)>,
+    wishes: Vec<Wish>,
 }
 
 /// What is known of one direction of one peer.
@@ -114,6 +116,7 @@ impl Adaptation {
             scanned: None,
             shared: Some(Calm::default()),
             active: Vec::new(),
+            wishes: Vec::new(),
         }
     }
 
@@ -169,6 +172,7 @@ impl Adaptation {
         let peers = slots.len().saturating_sub(FIRST_PEER_SLOT) as usize;
         self.flows.resize(peers, [Flow::default(); 2]);
         self.active.clear();
+        self.wishes.clear();
         let mut wanted = 0;
         for (number, flows) in (FIRST_PEER_SLOT..).zip(&mut self.flows) {
             let slot = PeerSlot(number);
@@ -178,12 +182,13 @@ impl Adaptation {
             for (way, flow) in WAYS.into_iter().zip(flows) {
                 flow.follow(peer.direction(way), passed);
                 if flow.demand == 0 {
-                    share_of(&peer, way).store(0, Ordering::Relaxed);
+                    replace(share_of(&peer, way), 0);
                     continue;
                 }
                 let wish = self.sharing.wish(&peer, way, flow.demand);
                 wanted += u128::from(wish.most());
-                self.active.push((slot, way, wish));
+                self.active.push((slot, way));
+                self.wishes.push(wish);
             }
         }
         passed.map(|_| wanted)
@@ -192,15 +197,14 @@ impl Adaptation {
     /// Writes a share for everybody who wants something; how many those are. Leaves all as it is where
     /// there is just enough.
     fn share_out(&mut self, now: Timestamp, capacity: u64, slots: &dyn Slots) -> usize {
-        let wishes: Vec<Wish> = self.active.iter().map(|(.., wish)| *wish).collect();
         let shared = capacity - capacity / HEADROOM_PART;
-        let Some(level) = fair_level(shared, &wishes) else {
+        let Some(level) = fair_level(shared, &self.wishes) else {
             return self.active.len();
         };
-        for (slot, way, wish) in &self.active {
+        for ((slot, way), wish) in self.active.iter().zip(&self.wishes) {
             if let Some(peer) = slots.slot(*slot) {
                 let share = share_word(&level, wish, configured(&peer, *way));
-                let before = share_of(&peer, *way).swap(share.to_bits(), Ordering::Relaxed);
+                let before = replace(share_of(&peer, *way), share.to_bits());
                 if before == 0 && !share.is_unlimited() {
                     forfeit(peer.direction(*way), share, now);
                 }
@@ -247,14 +251,33 @@ impl Flow {
         let Some(passed) = passed else {
             return;
         };
-        let bits = u128::from(new) * 8 * 1_000_000_000;
-        let now = u64::try_from(bits / passed.as_nanos().max(1)).unwrap_or(u64::MAX);
+        let now = rate(new, passed);
         // What is older than a few steps says nothing any more.
         self.demand = if passed > 5 * Adaptation::INTERVAL {
             now
         } else {
             self.demand - self.demand.div_ceil(4) + now / 4
         };
+    }
+}
+
+/// Writes a share, which nobody else does but to lift it; gives back what it was. What stays as it is
+/// is not written: the packet path has it in its caches.
+fn replace(share: &AtomicU64, new: u64) -> u64 {
+    let before = share.load(Ordering::Relaxed);
+    if before != new {
+        share.store(new, Ordering::Relaxed);
+    }
+    before
+}
+
+/// Bits a second of so many bytes in this time.
+fn rate(bytes: u64, time: Duration) -> u64 {
+    const BITS_PER_BYTE_AND_SECOND: u64 = 8 * 1_000_000_000;
+    let nanos = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX).max(1);
+    match bytes.checked_mul(BITS_PER_BYTE_AND_SECOND) {
+        Some(bits) => bits / nanos,
+        None => (bytes / nanos).saturating_mul(BITS_PER_BYTE_AND_SECOND),
     }
 }
 
