@@ -22,7 +22,7 @@ use towpath_proto::relay::{RelayCommand, RouteTarget};
 use towpath_proto::slots::{PeerSlot, Slots, Way};
 
 use crate::dice::{Dice, PerMillion};
-use crate::model::{Sent, Totals, is_wrapped};
+use crate::model::{Sent, Totals};
 use crate::network::Packet;
 use crate::stun;
 
@@ -175,16 +175,14 @@ impl Kernel {
             return None;
         }
         if self.port_range.contains(&destination.port()) {
-            // What was relayed before may be going round, which the relay finds out.
-            return (!is_wrapped(payload)).then_some((0, payload));
+            return (!is_nested(payload)).then_some((0, payload));
         }
         let [high @ 0x40..=0x7f, low, rest @ ..] = payload else {
             return None;
         };
         let (len, data) = rest.split_first_chunk()?;
         let len = usize::from(u16::from_be_bytes(*len));
-        let is_whole = data.len() == len || data.len() == len.next_multiple_of(4);
-        is_whole.then(|| (u16::from_be_bytes([*high, *low]), &data[..len]))
+        is_whole(data, len).then(|| (u16::from_be_bytes([*high, *low]), &data[..len]))
     }
 
     /// Counts a packet that took its route.
@@ -197,4 +195,27 @@ impl Kernel {
             self.taken.bytes_to_clients += sent.payload.len() as u64 - 4;
         }
     }
+}
+
+/// Whether `data` is `len` bytes and, at most, their padding.
+fn is_whole(data: &[u8], len: usize) -> bool {
+    (len..=len.next_multiple_of(4)).contains(&data.len())
+}
+
+/// Whether data is ChannelData in ChannelData more often than it can be without a loop. Data
+/// indications in between are not looked for: such a loop ends where another host sees it, or where
+/// it has grown too long for its links.
+fn is_nested(payload: &[u8]) -> bool {
+    let mut inner = payload;
+    for _ in 0..=4 {
+        let [0x40..=0x7f, _, high, low, data @ ..] = inner else {
+            return false;
+        };
+        let len = usize::from(u16::from_be_bytes([*high, *low]));
+        if !is_whole(data, len) {
+            return false;
+        }
+        inner = &data[..len];
+    }
+    true
 }

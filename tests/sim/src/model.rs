@@ -256,6 +256,33 @@ impl Model {
         remote: SocketAddr,
         payload: &[u8],
     ) -> Expectation {
+        let flow = self.ports.get(&local);
+        let exists = flow.is_some_and(|flow| self.allocations.contains_key(flow));
+        if exists && is_in_a_loop(payload) {
+            return vec![Alternative::Drop(&[DropReason::Loop])];
+        }
+        self.from_peer(now, local, remote, payload)
+    }
+
+    /// A datagram from a peer takes its route in the kernel, which does not look for loops as
+    /// carefully as the relay does.
+    pub fn peer_datagram_in_kernel(
+        &self,
+        now: Timestamp,
+        local: SocketAddr,
+        remote: SocketAddr,
+        payload: &[u8],
+    ) -> Expectation {
+        self.from_peer(now, local, remote, payload)
+    }
+
+    fn from_peer(
+        &self,
+        now: Timestamp,
+        local: SocketAddr,
+        remote: SocketAddr,
+        payload: &[u8],
+    ) -> Expectation {
         use DropReason::{NoPermissionFromPeer, NoSuchPort, OwnAddress, UnusableDatagram};
         let drop = Alternative::Drop(&[
             NoPermissionFromPeer,
@@ -269,9 +296,6 @@ impl Model {
         else {
             return vec![drop];
         };
-        if wrappings(payload) > MOST_WRAPPINGS {
-            return vec![Alternative::Drop(&[DropReason::Loop])];
-        }
         let permission = allocation.permissions.get(&peer.ip());
         let may = self
             .rules
@@ -614,6 +638,11 @@ impl Model {
 /// Data that was relayed to clients more often than this is going round.
 const MOST_WRAPPINGS: usize = 4;
 
+/// Whether a payload was relayed so often that it must be going round.
+pub fn is_in_a_loop(payload: &[u8]) -> bool {
+    wrappings(payload) > MOST_WRAPPINGS
+}
+
 /// How often a payload was relayed to a client, by the headers that this left.
 fn wrappings(payload: &[u8]) -> usize {
     let inner = match payload {
@@ -637,11 +666,6 @@ const LONGEST_PAYLOAD: usize = 65_507;
 fn indication_overhead(peer: SocketAddr, len: usize) -> usize {
     let address = if peer.is_ipv4() { 12 } else { 24 };
     20 + address + 4 + len.next_multiple_of(4) - len
-}
-
-/// Whether a payload looks as if it had been relayed to a client before.
-pub fn is_wrapped(payload: &[u8]) -> bool {
-    wrappings(payload) > 0
 }
 
 /// Whether a datagram goes from the server's address of a flow to its client.

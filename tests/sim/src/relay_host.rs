@@ -23,7 +23,7 @@ use crate::dice::{Dice, PerMillion};
 use crate::kernel::{Forwarded, Kernel, KernelPath};
 use crate::model::special_use::{self, Verdict};
 use crate::model::{
-    Expectation, Flow, LimitChange, Model, Observed, PortChange, Rules, Sent, Totals,
+    Expectation, Flow, LimitChange, Model, Observed, PortChange, Rules, Sent, Totals, is_in_a_loop,
 };
 use crate::network::{BindError, Packet};
 use crate::shell::{Outputs, Shell};
@@ -408,8 +408,9 @@ impl<M: Machine<Command = RelayCommand, Event = RelayEvent>> RelayHost<M> {
             self.check_destination(sent.destination);
             self.model.client_datagram(now, flow, payload)
         } else {
+            let (local, remote) = (packet.destination, packet.source);
             self.model
-                .peer_datagram(now, packet.destination, packet.source, payload)
+                .peer_datagram_in_kernel(now, local, remote, payload)
         };
         let mut observed = Observed::default();
         if passes {
@@ -669,6 +670,7 @@ impl<M: Machine<Command = RelayCommand, Event = RelayEvent>> Node for RelayHost<
                 self.take_route(context, &packet, route);
                 return;
             }
+            (KernelPath::Watched, Some(_)) if is_in_a_loop(&packet.payload) => {}
             (KernelPath::Watched, Some(route)) => {
                 self.awaited = Some(route.sent);
                 self.model.count("kernel path");

@@ -119,9 +119,7 @@ impl<N: Node> World<N> {
 
     /// Datagrams on their way.
     pub fn in_flight(&self) -> usize {
-        self.queue
-            .len()
-            .saturating_sub(self.wakeups.iter().flatten().count())
+        self.in_flight
     }
 
     /// Runs something on a host's node, and sends what it sends.

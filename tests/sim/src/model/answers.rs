@@ -29,7 +29,7 @@ impl Model {
         }
         self.check_protection(request, &answer);
         match request.kind {
-            kind::ALLOCATE => self.allocated(now, flow, request, &answer, bytes),
+            kind::ALLOCATE => self.allocated(flow, request, &answer, bytes),
             kind::REFRESH => self.refreshed(now, flow, request, &answer),
             kind::CREATE_PERMISSION => {
                 let allocation = self.allocations.get_mut(&flow);
@@ -67,14 +67,7 @@ impl Model {
         }
     }
 
-    fn allocated(
-        &mut self,
-        now: Timestamp,
-        flow: Flow,
-        request: &Parsed,
-        answer: &Parsed,
-        bytes: &[u8],
-    ) {
+    fn allocated(&mut self, flow: Flow, request: &Parsed, answer: &Parsed, bytes: &[u8]) {
         let relayed = answer
             .address(attribute::XOR_RELAYED_ADDRESS)
             .expect("it is told");
@@ -131,22 +124,20 @@ impl Model {
             reserves,
             "a token is given to who asks for one"
         );
+        // The reservation begins with the request, as the lifetime does.
+        let opening = self.opening.remove(&flow);
+        let since = opening.expect("its port was being opened").since;
         if let Some(token) = token {
             let local = SocketAddr::new(local.ip(), local.port() + 1);
             let reservation = Reservation {
                 local,
                 user: user.clone(),
-                made: now,
+                made: since,
             };
             self.reservations.insert(token.to_vec(), reservation);
         }
         let lifetime = self.granted(request);
         assert_eq!(answer.number(attribute::LIFETIME), Some(seconds(lifetime)));
-        let since = self
-            .opening
-            .remove(&flow)
-            .expect("its port was being opened")
-            .since;
         let allocation = Allocation {
             user,
             local,
