@@ -261,7 +261,7 @@ impl Model {
         if exists && is_in_a_loop(payload) {
             return vec![Alternative::Drop(&[DropReason::Loop])];
         }
-        self.from_peer(now, local, remote, payload)
+        self.peer_data(now, local, remote, payload)
     }
 
     /// A datagram from a peer takes its route in the kernel, which does not look for loops as
@@ -273,10 +273,10 @@ impl Model {
         remote: SocketAddr,
         payload: &[u8],
     ) -> Expectation {
-        self.from_peer(now, local, remote, payload)
+        self.peer_data(now, local, remote, payload)
     }
 
-    fn from_peer(
+    fn peer_data(
         &self,
         now: Timestamp,
         local: SocketAddr,
