@@ -12,6 +12,9 @@ pub const REDIRECT: i32 = 23;
 /// Helper number of `bpf_xdp_adjust_head`.
 pub const XDP_ADJUST_HEAD: i32 = 44;
 
+/// Helper number of `bpf_redirect_map`.
+pub const REDIRECT_MAP: i32 = 51;
+
 /// Verdicts of an XDP program.
 pub mod verdict {
     /// The packet is dropped.
@@ -78,6 +81,21 @@ impl Instruction {
     /// `destination -= source`
     pub const fn subtract_register(destination: u8, source: u8) -> Self {
         Self::new(0x1f, destination, source, 0, 0)
+    }
+
+    /// `destination *= immediate`
+    pub const fn multiply(destination: u8, immediate: i32) -> Self {
+        Self::new(0x27, destination, 0, 0, immediate)
+    }
+
+    /// `destination *= source`
+    pub const fn multiply_register(destination: u8, source: u8) -> Self {
+        Self::new(0x2f, destination, source, 0, 0)
+    }
+
+    /// `destination /= source`, unsigned; 0 where the source is.
+    pub const fn divide_register(destination: u8, source: u8) -> Self {
+        Self::new(0x3f, destination, source, 0, 0)
     }
 
     /// `destination &= immediate`
@@ -148,6 +166,11 @@ impl Instruction {
     /// Jumps where `left > right`.
     pub const fn jump_if_greater(left: u8, right: u8) -> Self {
         Self::new(0x2d, left, right, 0, 0)
+    }
+
+    /// Jumps where `left <= right`.
+    pub const fn jump_if_not_greater(left: u8, right: u8) -> Self {
+        Self::new(0xbd, left, right, 0, 0)
     }
 
     /// Jumps where `left == immediate`.

@@ -15,10 +15,12 @@ const PROG_TEST_RUN: i32 = 10;
 const LINK_CREATE: i32 = 28;
 const MAP_TYPE_HASH: u32 = 1;
 const MAP_TYPE_ARRAY: u32 = 2;
+const MAP_TYPE_DEVICES: u32 = 14;
 const PROG_TYPE_XDP: u32 = 6;
 const ATTACH_TYPE_XDP: u32 = 37;
 const MMAPABLE: u32 = 1 << 10;
 const DRIVER_MODE: u32 = 1 << 2;
+const LIVE_FRAMES: u32 = 1 << 1;
 /// A tested program may lengthen its frame by this.
 const TEST_HEADROOM: usize = 256;
 
@@ -198,14 +200,47 @@ impl Table {
             (key.len(), value.len()) == (self.key_bytes, self.value_bytes),
             "entries have the size the map was made for"
         );
-        let mut attributes = MapElement {
-            map: self.fd.as_raw_fd() as u32,
-            padding: 0,
-            key: key.as_ptr() as u64,
-            value: value.as_ptr() as u64,
-            flags: 0,
+        update(&self.fd, key, value)
+    }
+}
+
+/// The caller vouches for the lengths of key and value.
+fn update(map: &OwnedFd, key: &[u8], value: &[u8]) -> io::Result<()> {
+    let mut attributes = MapElement {
+        map: map.as_raw_fd() as u32,
+        padding: 0,
+        key: key.as_ptr() as u64,
+        value: value.as_ptr() as u64,
+        flags: 0,
+    };
+    bpf(MAP_UPDATE_ELEM, &mut attributes).map(drop)
+}
+
+/// Interfaces that a program redirects to, of any namespace.
+pub struct DeviceMap(OwnedFd);
+
+impl DeviceMap {
+    /// A map without interfaces.
+    pub fn new(capacity: u32) -> io::Result<Self> {
+        let mut attributes = MapCreate {
+            map_type: MAP_TYPE_DEVICES,
+            key_size: 4,
+            value_size: 4,
+            max_entries: capacity,
+            map_flags: 0,
         };
-        bpf(MAP_UPDATE_ELEM, &mut attributes).map(drop)
+        bpf_object(MAP_CREATE, &mut attributes).map(Self)
+    }
+
+    /// Puts an interface of the caller's namespace into a place of the map.
+    pub fn set(&self, place: u32, interface: u32) -> io::Result<()> {
+        update(&self.0, &place.to_ne_bytes(), &interface.to_ne_bytes())
+    }
+}
+
+impl AsFd for DeviceMap {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 
@@ -284,6 +319,24 @@ impl XdpProgram {
             frame: output,
             duration_ns: attributes.duration_ns,
         })
+    }
+}
+
+impl XdpProgram {
+    /// Runs it on frames that are really sent where it redirects them, until a signal arrives.
+    pub fn run_live(&self, frame: &[u8]) -> io::Result<()> {
+        let mut attributes = TestRun {
+            program: self.0.as_raw_fd() as u32,
+            data_in_bytes: frame.len() as u32,
+            data_in: frame.as_ptr() as u64,
+            repeat: i32::MAX as u32,
+            flags: LIVE_FRAMES,
+            ..TestRun::default()
+        };
+        match bpf(PROG_TEST_RUN, &mut attributes) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
+            result => result.map(drop),
+        }
     }
 }
 

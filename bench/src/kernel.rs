@@ -13,7 +13,7 @@ use clap::{Args, ValueEnum};
 use indicatif::ProgressBar;
 
 use crate::control::{CHANNEL, CLIENT_PORT, PEER_PORT};
-use crate::load::{Cell, Direction};
+use crate::load::{Cell, Direction, Generator};
 use crate::place::{self, Place};
 use crate::report;
 use crate::results::{self, KERNEL_PATH, MINIMAL, Results, USERSPACE};
@@ -263,6 +263,7 @@ impl Bench<'_> {
             let patience = Instant::now() + left / (cells.len() - number) as u32;
             let stage = Stage {
                 places,
+                generator: Generator::Frames,
                 progress: &self.progress,
             };
             let servers = &mut self.servers;

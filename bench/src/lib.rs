@@ -8,6 +8,7 @@ pub mod control;
 pub mod coturn;
 pub mod cpu;
 pub mod forwarder;
+pub mod frames;
 pub mod generator;
 pub mod kernel;
 pub mod latency;

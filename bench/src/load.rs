@@ -5,10 +5,11 @@ use std::net::SocketAddrV4;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::control::{CHANNEL, PEER_PORT};
+use crate::frames::{FrameGenerator, Side};
 use crate::generator::{self, Outcome, Schedule, Stream};
 use crate::packet::{self, CHANNEL_DATA_HEADER_BYTES, Route, Stamp, UDP_PAYLOAD_OFFSET};
 use crate::rig::Rig;
@@ -199,17 +200,59 @@ impl Round {
     }
 }
 
+/// How packets get onto the links.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Generator {
+    /// From packet sockets.
+    Sockets,
+    /// By a program in the kernel.
+    Frames,
+}
+
 /// Prepared traffic of one cell through one server.
 pub struct Load {
-    streams: Vec<Stream>,
+    source: Source,
     unit: usize,
+}
+
+enum Source {
+    Sockets(Vec<Stream>),
+    Frames(Box<FrameGenerator>),
 }
 
 impl Load {
     /// Prepares the packets. The flows are allocated, or their permissions renewed.
-    pub fn prepare(rig: &Rig, server: &mut Server, cell: Cell) -> Result<Self> {
+    pub fn prepare(
+        rig: &Rig,
+        server: &mut Server,
+        cell: Cell,
+        generator: Generator,
+    ) -> Result<Self> {
         let flows = server.flows(rig.peer_end.address, cell.flows)?;
-        Self::over(rig, server, cell, &flows)
+        match generator {
+            Generator::Sockets => Self::over(rig, server, cell, &flows),
+            Generator::Frames => Self::of_frames(rig, server, cell, &flows),
+        }
+    }
+
+    fn of_frames(rig: &Rig, server: &Server, cell: Cell, flows: &[Flow]) -> Result<Self> {
+        ensure!(cell.burst == 1, "frames are sent one by one");
+        let bytes = cell.payload_bytes;
+        let there = frames_from_clients(rig, server.address, flows, bytes);
+        let back = frames_from_peers(rig, flows, bytes);
+        let mut packets = Vec::new();
+        for (there, back) in there.into_iter().zip(back) {
+            if cell.direction != Direction::PeerToClient {
+                packets.push((Side::Client, there));
+            }
+            if cell.direction != Direction::ClientToPeer {
+                packets.push((Side::Peer, back));
+            }
+        }
+        Ok(Self {
+            source: Source::Frames(Box::new(FrameGenerator::new(rig, &packets)?)),
+            unit: 1,
+        })
     }
 
     /// Prepares the packets of a cell over flows that are there already.
@@ -228,7 +271,7 @@ impl Load {
             streams.push(rig.peer.enter(stream)??);
         }
         Ok(Self {
-            streams,
+            source: Source::Sockets(streams),
             unit: cell.burst,
         })
     }
@@ -245,9 +288,6 @@ impl Load {
     ) -> Result<(Round, Vec<u64>)> {
         sinks.client.clear();
         sinks.peer.clear();
-        for stream in &mut self.streams {
-            stream.reset();
-        }
         let (before, dropped) = (Usage::take(rig, server)?, Drops::read(rig)?);
         let schedule = Schedule {
             rate_pps,
@@ -255,26 +295,47 @@ impl Load {
             quantum_ns: quantum.as_nanos() as u64,
             unit: self.unit,
         };
-        let outcome = generator::run(&mut self.streams, schedule)?;
+        let outcome = match &mut self.source {
+            Source::Sockets(streams) => {
+                streams.iter_mut().for_each(Stream::reset);
+                generator::run(streams, schedule)?
+            }
+            Source::Frames(frames) => frames.run(schedule)?,
+        };
         let received_in_time = sinks.packets();
         wait_for_stragglers(sinks)?;
         let spent = Usage::take(rig, server)?.since(&before);
         let drops = Drops::read(rig)?.since(dropped);
         server.check_alive()?;
-        let mut delays = Vec::new();
-        for stream in &self.streams {
-            // A stream's samples end in the sink of the other side; number ranges are per stream.
-            let sink = if stream.payload_offset() == UDP_PAYLOAD_OFFSET {
-                &sinks.client
-            } else {
-                &sinks.peer
-            };
-            delays.extend(sink.delays_ns(stream.samples()));
-        }
+        let mut delays = self.source.delays_ns(sinks);
         delays.sort_unstable();
         let received = sinks.packets();
         let round = round(spent, drops, &outcome, received_in_time, received, &delays);
         Ok((round, delays))
+    }
+}
+
+impl Source {
+    fn delays_ns(&self, sinks: &Sinks) -> Vec<u64> {
+        let mut delays = Vec::new();
+        match self {
+            Self::Sockets(streams) => {
+                for stream in streams {
+                    // A stream's samples end in the sink of the other side; number ranges are per stream.
+                    let sink = if stream.payload_offset() == UDP_PAYLOAD_OFFSET {
+                        &sinks.client
+                    } else {
+                        &sinks.peer
+                    };
+                    delays.extend(sink.delays_ns(stream.samples()));
+                }
+            }
+            Self::Frames(frames) => {
+                delays.extend(sinks.client.delays_ns(frames.samples()));
+                delays.extend(sinks.peer.delays_ns(frames.samples()));
+            }
+        }
+        delays
     }
 }
 

@@ -8,7 +8,7 @@ use anyhow::{Result, ensure};
 use clap::{Args, ValueEnum};
 use indicatif::ProgressBar;
 
-use crate::load::{Cell, Load, Round, Sinks};
+use crate::load::{Cell, Generator, Load, Round, Sinks};
 use crate::memory::PacketProbe;
 use crate::place::{self, Place};
 use crate::results::{self, DRIVERS, IDLE_ALLOCATIONS, Latency, Results, Scale};
@@ -348,6 +348,7 @@ impl Bench<'_> {
             let mut servers = std::mem::take(&mut self.servers);
             let stage = Stage {
                 places: self.places,
+                generator: Generator::Sockets,
                 progress: &self.progress,
             };
             let pace = self.pace.throughput;
@@ -405,7 +406,7 @@ impl Bench<'_> {
             let mut failures = Vec::new();
             let mut contenders = Vec::new();
             for server in &mut servers {
-                match Load::prepare(self.rig, server, cell) {
+                match Load::prepare(self.rig, server, cell, Generator::Sockets) {
                     Ok(load) => contenders.push((server, (load, Vec::new()))),
                     Err(error) => failures.push((server.name, error)),
                 }

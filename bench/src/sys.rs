@@ -22,6 +22,24 @@ pub fn catch_signals() {
     }
 }
 
+extern "C" fn ignore_signal(_: libc::c_int) {}
+
+/// Number of the calling thread, which [`wake`] may end waits of from now on.
+pub fn own_thread() -> i32 {
+    let handler: extern "C" fn(libc::c_int) = ignore_signal;
+    // SAFETY: the handler does nothing.
+    unsafe { libc::signal(libc::SIGALRM, handler as *const () as libc::sighandler_t) };
+    // SAFETY: takes nothing.
+    unsafe { libc::gettid() }
+}
+
+/// Ends the system call that a thread of this process is in.
+pub fn wake(tid: i32) -> io::Result<()> {
+    let process = std::process::id() as i32;
+    // SAFETY: takes plain integers.
+    check(unsafe { libc::tgkill(process, tid, libc::SIGALRM) }).map(drop)
+}
+
 /// Fails once a signal asked the bench to stop.
 pub fn check_interrupted() -> io::Result<()> {
     if INTERRUPTED.load(Ordering::Relaxed) {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use indicatif::ProgressBar;
 
-use crate::load::{Cell, Load, Round};
+use crate::load::{Cell, Generator, Load, Round};
 use crate::place::Place;
 use crate::results::{Carried, Throughput};
 use crate::search::{self, Highest};
@@ -34,6 +34,8 @@ const USUAL_EXTRA_ROUNDS: u32 = 3;
 pub struct Stage<'a> {
     /// The places of the servers, by their numbers.
     pub places: &'a [Place],
+    /// What packets are sent by.
+    pub generator: Generator,
     /// Says what is done just now.
     pub progress: &'a ProgressBar,
 }
@@ -243,7 +245,7 @@ impl Stage<'_> {
         probe: Duration,
     ) -> Result<Contender> {
         let Place { rig, sinks } = &self.places[server.place];
-        let mut load = Load::prepare(rig, server, cell)?;
+        let mut load = Load::prepare(rig, server, cell, self.generator)?;
         let found = search::highest_rate(guess, |rate_pps| {
             let (round, _) = load.measure(rig, sinks, server, rate_pps, probe, QUANTUM)?;
             Ok(round)
