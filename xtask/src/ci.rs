@@ -4,12 +4,12 @@ use std::time::Instant;
 
 use anyhow::Result;
 
-use crate::{coverage, dependencies, process, test};
+use crate::{coverage, dependencies, ebpf, process, test};
 
 #[derive(clap::Args)]
 #[group(skip)]
 pub(crate) struct Arguments {
-    /// Leaves the tests out: format, lints, documentation, dependencies and coverage only.
+    /// Leaves the tests out: format, lints, documentation, dependencies, coverage and the kernel's programs only.
     #[arg(long)]
     no_tests: bool,
     #[command(flatten)]
@@ -21,6 +21,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     process::run(process::cargo().args(["fmt", "--all", "--check"]))?;
     dependencies::check()?;
     coverage::check()?;
+    ebpf::check()?;
     process::run(process::cargo().args([
         "clippy",
         "--workspace",

@@ -6,6 +6,7 @@ mod bench;
 mod ci;
 mod coverage;
 mod dependencies;
+mod ebpf;
 mod fuzz;
 mod prerequisites;
 mod process;
@@ -30,6 +31,8 @@ enum Command {
     Test(test::Arguments),
     /// Runs every check that guards the main branch, then all tests.
     Ci(ci::Arguments),
+    /// Builds the kernel's programs, or checks that what is committed is what the sources make.
+    Ebpf(ebpf::Arguments),
     /// Fuzzes the parsers and machines, guided by coverage.
     Fuzz(fuzz::Arguments),
     /// Measures: the relay beside coturn and the yardsticks, or its parts.
@@ -40,6 +43,7 @@ fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Test(arguments) => test::run(&arguments),
         Command::Ci(arguments) => ci::run(&arguments),
+        Command::Ebpf(arguments) => ebpf::run(&arguments),
         Command::Fuzz(arguments) => fuzz::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
     };
