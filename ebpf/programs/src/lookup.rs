@@ -2,12 +2,13 @@
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use towpath_ebpf_common::checksum::{Change, padding};
+use towpath_ebpf_common::meter::PacketSize;
 use towpath_ebpf_common::reason::Reason;
 use towpath_ebpf_common::route::{NextHop, Route, Settings, flag};
 
 use crate::frame::{Frame, load};
 use crate::maps::{NEXT_HOPS, ROUTES};
-use crate::parse::{Headers, IPV4_BYTES, IPV6_BYTES, Key, UDP_BYTES};
+use crate::parse::{ETHERNET_BYTES, Headers, IPV4_BYTES, IPV6_BYTES, Key, UDP_BYTES, VLAN_BYTES};
 
 pub(crate) const CHANNEL_BYTES: usize = 4;
 
@@ -19,38 +20,31 @@ const MAX_WRAPPINGS: usize = 4;
 const MAX_PADDED_BYTES: u16 = 0x7fff;
 
 /// A packet that will be relayed, if its limits allow.
+///
+/// What depends on the route's family, its channel or the next hop's tag is numbers here, and whoever
+/// has to branch on them reads the maps again: the verifier then need not walk what follows once for
+/// every combination.
 pub(crate) struct Relayed {
     pub(crate) route: &'static Route,
     pub(crate) next_hop: &'static NextHop,
-    /// The channel it leaves on, as it lies in memory; 0 for plain UDP.
-    pub(crate) channel: u16,
     generation: u32,
     /// Nanoseconds of CLOCK_MONOTONIC.
     pub(crate) now: u64,
     pub(crate) time_to_live: u8,
-    pub(crate) to_ipv6: bool,
-    /// Whether it came to a relayed port.
-    pub(crate) is_from_peer: bool,
+    /// Where the data begin, from the start of the frame that arrived.
+    pub(crate) old_data_offset: usize,
+    /// Where they begin in the frame that leaves.
+    pub(crate) new_data_offset: usize,
     /// Bytes of application data.
     pub(crate) data_bytes: u16,
+    /// Bytes of the UDP header and what follows it, as they leave.
+    pub(crate) udp_bytes: u16,
     /// The UDP checksum that leaves, as it lies in memory.
     pub(crate) checksum: u16,
-    /// Where the data begins, from the start of the frame.
-    pub(crate) data_offset: usize,
+    pub(crate) size: PacketSize,
 }
 
 impl Relayed {
-    /// Bytes of the UDP header and what follows it, as they leave.
-    #[inline(always)]
-    pub(crate) fn udp_bytes(&self) -> u16 {
-        let channel = if self.channel == 0 {
-            0
-        } else {
-            CHANNEL_BYTES as u16
-        };
-        self.data_bytes + UDP_BYTES as u16 + channel
-    }
-
     /// Whether the route's memory is another route's by now.
     #[inline(always)]
     pub(crate) fn is_replaced(&self) -> bool {
@@ -70,6 +64,8 @@ struct Content {
     is_channel_data: bool,
     offset: usize,
     bytes: u16,
+    /// The length field of the ChannelData header; 0 where there is none.
+    channel_bytes: u16,
     /// The sum of what follows the data.
     padding: u16,
 }
@@ -85,7 +81,7 @@ pub(crate) fn look_up(
     // The local port decides what it is. The first byte cannot: QUIC's short headers look like
     // ChannelData.
     let content = if Settings::is_relayed(settings.ports, key.local_port()) {
-        plain(headers)
+        plain(frame, headers)?
     } else {
         channel_data(frame, headers, key)?
     };
@@ -99,62 +95,75 @@ pub(crate) fn look_up(
     if headers.time_to_live <= 1 {
         return Err(Reason::TimeToLive);
     }
+    let generation = generation(route);
+    let next_hop = next_hop(route)?;
+    let to_ipv6 = !is_mapped(&route.destination);
+    let ip_bytes = if to_ipv6 { IPV6_BYTES } else { IPV4_BYTES };
+    let (channel_header_bytes, new_channel_bytes) = if u16::from_ne_bytes(route.channel) == 0 {
+        (0, 0)
+    } else {
+        (CHANNEL_BYTES, content.bytes)
+    };
+    let udp_bytes = content.bytes + (UDP_BYTES + channel_header_bytes) as u16;
+    if udp_bytes as u32 + ip_bytes as u32 > next_hop.mtu {
+        return Err(Reason::TooBig);
+    }
+    let checksum = if headers.checksum != 0 {
+        Change {
+            constant: route.checksum,
+            old_udp_bytes: headers.udp_bytes,
+            new_udp_bytes: udp_bytes,
+            old_channel_bytes: content.channel_bytes,
+            new_channel_bytes,
+            padding: content.padding,
+        }
+        .apply(headers.checksum)
+    } else if to_ipv6 {
+        // RFC 768: zero says there is none. IPv6 wants one, and userspace can make it.
+        return Err(Reason::ZeroChecksum);
+    } else {
+        0
+    };
+    // The leg between relay and peer is the plain one.
+    let peer_is_ipv6 = if content.is_channel_data {
+        to_ipv6
+    } else {
+        headers.is_ipv6
+    };
+    let tag_bytes = if next_hop.vlan == 0 { 0 } else { VLAN_BYTES };
     let kept = settings.flags & flag::KEEP_TTL != 0;
-    let mut relayed = Relayed {
+    Ok(Relayed {
         route,
-        next_hop: next_hop(route)?,
-        channel: u16::from_ne_bytes(route.channel),
-        generation: generation(route),
+        next_hop,
+        generation,
         now,
         time_to_live: headers.time_to_live - !kept as u8,
-        to_ipv6: !is_mapped(&route.destination),
-        is_from_peer: !content.is_channel_data,
+        old_data_offset: content.offset,
+        new_data_offset: ETHERNET_BYTES + tag_bytes + ip_bytes + UDP_BYTES + channel_header_bytes,
         data_bytes: content.bytes,
-        checksum: 0,
-        data_offset: content.offset,
-    };
-    if !content.is_channel_data && is_nested(frame, &content) {
-        return Err(Reason::Nested);
-    }
-    fits(&relayed)?;
-    if headers.checksum == 0 {
-        // RFC 768: zero says there is none. IPv6 wants one, and userspace can make it.
-        return if relayed.to_ipv6 {
-            Err(Reason::ZeroChecksum)
-        } else {
-            Ok(relayed)
-        };
-    }
-    relayed.checksum = Change {
-        constant: route.checksum,
-        old_udp_bytes: headers.udp_bytes,
-        new_udp_bytes: relayed.udp_bytes(),
-        old_channel_bytes: if content.is_channel_data {
-            content.bytes
-        } else {
-            0
-        },
-        new_channel_bytes: if relayed.channel != 0 {
-            content.bytes
-        } else {
-            0
-        },
-        padding: content.padding,
-    }
-    .apply(headers.checksum);
-    Ok(relayed)
+        udp_bytes,
+        checksum,
+        size: PacketSize::new(peer_is_ipv6, content.bytes as u32),
+    })
 }
 
+/// What came to a relayed port.
 #[inline(always)]
-fn plain(headers: &Headers) -> Content {
-    Content {
+fn plain(frame: Frame, headers: &Headers) -> Result<Content, Reason> {
+    let content = Content {
         is_channel_data: false,
         offset: headers.udp_offset + UDP_BYTES,
         bytes: headers.udp_bytes - UDP_BYTES as u16,
+        channel_bytes: 0,
         padding: 0,
+    };
+    if is_nested(frame, &content) {
+        return Err(Reason::Nested);
     }
+    Ok(content)
 }
 
+/// What came to any other port.
 #[inline(always)]
 fn channel_data(frame: Frame, headers: &Headers, key: &mut Key) -> Result<Content, Reason> {
     let offset = headers.udp_offset + UDP_BYTES;
@@ -187,6 +196,7 @@ fn channel_data(frame: Frame, headers: &Headers, key: &mut Key) -> Result<Conten
         is_channel_data: true,
         offset: offset + CHANNEL_BYTES,
         bytes,
+        channel_bytes: bytes,
         padding: behind,
     })
 }
@@ -241,19 +251,6 @@ fn next_hop(route: &Route) -> Result<&'static NextHop, Reason> {
         .get(route.next_hop)
         .filter(|next_hop| next_hop.state == NextHop::VALID)
         .ok_or(Reason::NoNextHop)
-}
-
-#[inline(always)]
-fn fits(relayed: &Relayed) -> Result<(), Reason> {
-    let ip = if relayed.to_ipv6 {
-        IPV6_BYTES
-    } else {
-        IPV4_BYTES
-    };
-    if relayed.udp_bytes() as u32 + ip as u32 > relayed.next_hop.mtu {
-        return Err(Reason::TooBig);
-    }
-    Ok(())
 }
 
 /// Whether an address is an IPv4 address.

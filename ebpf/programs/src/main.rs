@@ -26,7 +26,6 @@ use aya_ebpf::bindings::xdp_action;
 use aya_ebpf::helpers::bpf_redirect;
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
-use towpath_ebpf_common::meter::PacketSize;
 use towpath_ebpf_common::reason::{Fate, Reason};
 use towpath_ebpf_common::route::{LAYOUT, NextHop, Settings, flag};
 
@@ -77,16 +76,9 @@ fn relay_datagram(
     settings: &Settings,
 ) -> Result<&'static NextHop, Reason> {
     let relayed = lookup::look_up(Frame::of(ctx), headers, key, settings)?;
-    // The leg between relay and peer is the plain one.
-    let peer_is_ipv6 = if relayed.is_from_peer {
-        headers.is_ipv6
-    } else {
-        relayed.to_ipv6
-    };
-    let packet = PacketSize::new(peer_is_ipv6, relayed.data_bytes as u32);
     let payers = police::payers(relayed.route)?;
     rewrite::make_room(ctx, &relayed)?;
-    police::police(&payers, settings, relayed.now, packet)?;
+    police::police(&payers, settings, relayed.now, relayed.size)?;
     rewrite::rewrite(ctx, headers, &relayed)?;
     Ok(relayed.next_hop)
 }

@@ -23,6 +23,8 @@ const ETHERTYPE_SERVICE_VLAN: u16 = 0x88a8_u16.to_be();
 
 pub(crate) const UDP: u8 = 17;
 const FRAGMENT_HEADER: u8 = 44;
+/// The flag and nothing else, as it lies in memory.
+const DONT_FRAGMENT: u32 = 0x0000_4000_u32.to_be();
 /// The words of an IPv4-mapped address before the address.
 const MAPPED: u64 = 0xffff_0000;
 
@@ -61,7 +63,7 @@ pub(crate) struct Headers {
     pub(crate) is_ipv6: bool,
     pub(crate) traffic_class: u8,
     pub(crate) time_to_live: u8,
-    /// IPv4: identification and flags, as they lie in memory.
+    /// The identification and flags that an IPv4 header leaves with, as they lie in memory.
     pub(crate) fragmentation: u32,
     pub(crate) udp_bytes: u16,
     /// UDP checksum as it lies in memory; 0 for none.
@@ -168,7 +170,8 @@ fn parse_ipv6(frame: Frame, offset: usize) -> Result<(Headers, Key), Reason> {
         is_ipv6: true,
         traffic_class: (words[0] << 4) as u8 | (words[0] >> 12) as u8 & 0xf,
         time_to_live: (words[1] >> 24) as u8,
-        fragmentation: 0,
+        // What came by IPv6 must not be fragmented on the way.
+        fragmentation: DONT_FRAGMENT,
         udp_bytes: u16::from_be(words[1] as u16),
         checksum: 0,
     };

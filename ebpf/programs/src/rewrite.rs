@@ -13,24 +13,21 @@ use towpath_ebpf_common::reason::Reason;
 use towpath_ebpf_common::route::NextHop;
 
 use crate::frame::{Frame, load, store};
-use crate::lookup::{CHANNEL_BYTES, Relayed};
+use crate::lookup::{CHANNEL_BYTES, Relayed, is_mapped};
 use crate::parse::{
     ETHERNET_BYTES, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_VLAN, Headers, IPV4_BYTES,
     IPV6_BYTES, UDP, UDP_BYTES, VLAN_BYTES,
 };
 
-/// Don't Fragment, and nothing else, as it lies in memory.
-const DONT_FRAGMENT: u32 = 0x0000_4000_u32.to_be();
-
 /// Makes room for the new headers and cuts off what follows the data. Where there is no room the
 /// packet is as it was.
 #[inline(always)]
 pub(crate) fn make_room(ctx: &XdpContext, relayed: &Relayed) -> Result<(), Reason> {
-    let surplus =
-        Frame::of(ctx).bytes() as i64 - (relayed.data_offset + relayed.data_bytes as usize) as i64;
-    let grows_by = header_bytes(relayed) as i64 - relayed.data_offset as i64;
+    let data_end = relayed.old_data_offset + relayed.data_bytes as usize;
+    let surplus = Frame::of(ctx).bytes() as i64 - data_end as i64;
+    let shrinks_by = relayed.old_data_offset as i64 - relayed.new_data_offset as i64;
     // SAFETY: the context is the one the program was called with.
-    if grows_by != 0 && unsafe { bpf_xdp_adjust_head(ctx.as_ptr().cast(), -grows_by as i32) } != 0 {
+    if unsafe { bpf_xdp_adjust_head(ctx.as_ptr().cast(), shrinks_by as i32) } != 0 {
         return Err(Reason::NoHeadroom);
     }
     // SAFETY: as before.
@@ -38,26 +35,6 @@ pub(crate) fn make_room(ctx: &XdpContext, relayed: &Relayed) -> Result<(), Reaso
         return Err(Reason::Lost);
     }
     Ok(())
-}
-
-#[inline(always)]
-fn header_bytes(relayed: &Relayed) -> usize {
-    let tag = if relayed.next_hop.vlan == 0 {
-        0
-    } else {
-        VLAN_BYTES
-    };
-    let ip = if relayed.to_ipv6 {
-        IPV6_BYTES
-    } else {
-        IPV4_BYTES
-    };
-    let channel = if relayed.channel == 0 {
-        0
-    } else {
-        CHANNEL_BYTES
-    };
-    ETHERNET_BYTES + tag + ip + UDP_BYTES + channel
 }
 
 /// Writes the headers.
@@ -68,17 +45,17 @@ pub(crate) fn rewrite(
     relayed: &Relayed,
 ) -> Result<(), Reason> {
     let frame = Frame::of(ctx);
-    let at = if relayed.to_ipv6 {
-        let at = write_ethernet(frame, relayed.next_hop, ETHERTYPE_IPV6)?;
-        write_ipv6(frame, at, headers, relayed)?
-    } else {
+    let at = if is_mapped(&relayed.route.destination) {
         let at = write_ethernet(frame, relayed.next_hop, ETHERTYPE_IPV4)?;
         write_ipv4(frame, at, headers, relayed)?
+    } else {
+        let at = write_ethernet(frame, relayed.next_hop, ETHERTYPE_IPV6)?;
+        write_ipv6(frame, at, headers, relayed)?
     };
-    write_udp(frame, at, relayed)?;
-    // The kernel gives the memory of a removed route to the next one at once. Where that happened
-    // while the packet was written, it is made of two routes.
-    if relayed.is_replaced() {
+    let data = write_udp(frame, at, relayed)?;
+    // The kernel gives the memory of a removed route to the next one at once, and next hops change.
+    // Where that happened while the packet was written, it is half the one and half the other.
+    if relayed.is_replaced() || data + relayed.data_bytes as usize != frame.end {
         return Err(Reason::Lost);
     }
     Ok(())
@@ -121,21 +98,15 @@ fn write_ipv4(
     if !frame.reaches(at + IPV4_BYTES) {
         return Err(Reason::Lost);
     }
-    let length = IPV4_BYTES as u16 + relayed.udp_bytes();
+    let length = IPV4_BYTES as u16 + relayed.udp_bytes;
     // SAFETY: a mapped address ends in the IPv4 address.
     let source: u32 = unsafe { load(core::ptr::from_ref(&relayed.route.source) as usize + 12) };
     let destination = core::ptr::from_ref(&relayed.route.destination) as usize + 12;
     // SAFETY: as before.
     let destination: u32 = unsafe { load(destination) };
-    // What came by IPv6 must not be fragmented on the way.
-    let fragmentation = if headers.is_ipv6 {
-        DONT_FRAGMENT
-    } else {
-        headers.fragmentation
-    };
     let mut words = [
         0x45 | (headers.traffic_class as u32) << 8 | (length.to_be() as u32) << 16,
-        fragmentation,
+        headers.fragmentation,
         relayed.time_to_live as u32 | (UDP as u32) << 8,
         source,
         destination,
@@ -160,9 +131,8 @@ fn write_ipv6(
     let class = headers.traffic_class;
     // The flow label is 0: it was the sender's, and the sender is the relay now.
     let first = (0x60 | class >> 4) as u32 | ((class << 4) as u32) << 8;
-    let second = relayed.udp_bytes().to_be() as u32
-        | (UDP as u32) << 16
-        | (relayed.time_to_live as u32) << 24;
+    let second =
+        relayed.udp_bytes.to_be() as u32 | (UDP as u32) << 16 | (relayed.time_to_live as u32) << 24;
     // SAFETY: an address is sixteen bytes.
     let source: [u64; 2] = unsafe { load(core::ptr::from_ref(&relayed.route.source) as usize) };
     let destination = core::ptr::from_ref(&relayed.route.destination) as usize;
@@ -177,25 +147,27 @@ fn write_ipv6(
     Ok(at + IPV6_BYTES)
 }
 
+/// Returns where the data begin.
 #[inline(always)]
-fn write_udp(frame: Frame, at: usize, relayed: &Relayed) -> Result<(), Reason> {
+fn write_udp(frame: Frame, at: usize, relayed: &Relayed) -> Result<usize, Reason> {
     if !frame.reaches(at + UDP_BYTES) {
         return Err(Reason::Lost);
     }
     let route = relayed.route;
     let ports = u16::from_ne_bytes(route.source_port) as u32
         | (u16::from_ne_bytes(route.destination_port) as u32) << 16;
-    let rest = relayed.udp_bytes().to_be() as u32 | (relayed.checksum as u32) << 16;
+    let rest = relayed.udp_bytes.to_be() as u32 | (relayed.checksum as u32) << 16;
     // SAFETY: the header's bytes are there.
     unsafe { store(at, [ports, rest]) };
-    if relayed.channel == 0 {
-        return Ok(());
+    let channel = u16::from_ne_bytes(route.channel);
+    if channel == 0 {
+        return Ok(at + UDP_BYTES);
     }
     if !frame.reaches(at + UDP_BYTES + CHANNEL_BYTES) {
         return Err(Reason::Lost);
     }
-    let header = relayed.channel as u32 | (relayed.data_bytes.to_be() as u32) << 16;
+    let header = channel as u32 | (relayed.data_bytes.to_be() as u32) << 16;
     // SAFETY: the header's bytes are there.
     unsafe { store(at + UDP_BYTES, header) };
-    Ok(())
+    Ok(at + UDP_BYTES + CHANNEL_BYTES)
 }

@@ -4,5 +4,6 @@
 pub mod model;
 pub mod packet;
 mod program;
+pub mod shape;
 
 pub use program::{Outcome, Program, RUN_INTERFACE, Verdict, now};

@@ -15,6 +15,9 @@ use towpath_ebpf_common::route::{
 /// The program as built by `cargo xtask ebpf`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../ebpf/dist/towpath.bpf.o");
 
+/// Names a file with another object to test.
+const OBJECT_VARIABLE: &str = "TOWPATH_EBPF_OBJECT";
+
 /// The interface packets come in by: loopback, which every network namespace has.
 pub const RUN_INTERFACE: u32 = 1;
 
@@ -71,6 +74,8 @@ pub struct Outcome {
 /// The loaded program and its maps.
 pub struct Program {
     ebpf: Ebpf,
+    /// What was counted when a packet was last looked at.
+    counted: Vec<Count>,
 }
 
 impl Program {
@@ -93,10 +98,17 @@ impl Program {
         ] {
             loader.map_max_entries(map, entries);
         }
-        let mut ebpf = loader.load(OBJECT).context("the object")?;
+        let mut ebpf = match std::env::var_os(OBJECT_VARIABLE) {
+            Some(path) => loader.load_file(path),
+            None => loader.load(OBJECT),
+        }
+        .context("the object")?;
         let program: &mut Xdp = ebpf.program_mut(PROGRAM).context(PROGRAM)?.try_into()?;
         program.load().context("the verifier")?;
-        let mut program = Self { ebpf };
+        let mut program = Self {
+            ebpf,
+            counted: vec![Count::default(); Reason::ALL.len()],
+        };
         program.set_settings(Settings {
             layout: LAYOUT,
             ports: Settings::ports(49_152, 65_535),
@@ -113,10 +125,12 @@ impl Program {
 
     /// Hands a packet to the program, once.
     pub fn run(&mut self, packet: &[u8]) -> Result<Outcome> {
-        let before = self.reasons()?;
         let (verdict, packet, _) = self.repeat(packet, 1)?;
         let after = self.reasons()?;
-        let mut counted = Reason::ALL.into_iter().zip(before.iter().zip(&after));
+        let before = std::mem::replace(&mut self.counted, after);
+        let mut counted = Reason::ALL
+            .into_iter()
+            .zip(before.iter().zip(&self.counted));
         let (reason, _) = counted
             .find(|(_, (before, after))| before.packets != after.packets)
             .context("no reason was counted")?;
@@ -129,7 +143,7 @@ impl Program {
 
     /// Hands a packet to the program many times, each time as the last left it. Returns the last
     /// verdict, the packet, and how long one run took.
-    pub fn repeat(&mut self, packet: &[u8], times: u32) -> Result<(Verdict, Vec<u8>, Duration)> {
+    pub fn repeat(&self, packet: &[u8], times: u32) -> Result<(Verdict, Vec<u8>, Duration)> {
         let program: &Xdp = self
             .ebpf
             .program(PROGRAM)
@@ -194,8 +208,9 @@ impl Program {
     }
 
     /// What was counted for each reason, all CPUs together.
-    pub fn reasons(&mut self) -> Result<Vec<Count>> {
-        let map = self.map(route::map::REASONS)?;
+    pub fn reasons(&self) -> Result<Vec<Count>> {
+        let map = self.ebpf.map(route::map::REASONS);
+        let map = map.context(route::map::REASONS)?;
         let reasons: PerCpuArray<_, Bytes<Count>> = PerCpuArray::try_from(map)?;
         let sum = |reason: Reason| {
             let mut sum = Count::default();
