@@ -209,17 +209,19 @@ fn loop_over_two_relays(path: KernelPath) {
     let nonce = scene
         .tester
         .nonce(&mut scene.world, &through_x, server2)
-        .unwrap();
+        .expect("strangers get a nonce");
 
     // The allocation on relay 2 is given up and made again with X's relayed address as its client,
     // by requests whose answers nobody sees.
     let world = &mut scene.world;
-    let own_nonce = scene.tester.nonce(world, &way, server2).unwrap();
+    let own_nonce = scene.tester.nonce(world, &way, server2);
+    let own_nonce = own_nonce.expect("strangers get a nonce");
     let release = [(attribute::LIFETIME, Value::Bytes(&[0; 4]))];
     let answer = scene
         .tester
         .request(world, &way, server2, &own_nonce, (kind::REFRESH, &release));
-    assert_eq!(answer.unwrap().number(attribute::LIFETIME), Some(0));
+    let answer = answer.expect("a deletion is answered");
+    assert_eq!(answer.number(attribute::LIFETIME), Some(0));
     let spoofed = Way::Direct(x_relayed);
     let transport = [(attribute::REQUESTED_TRANSPORT, Value::Bytes(&[17, 0, 0, 0]))];
     scene.tester.request(
