@@ -8,6 +8,7 @@ use crate::config::Mode;
 use crate::netlink::{AttachedXdp, Link};
 use crate::pin_directory::PinDirectory;
 use crate::refusal::chain;
+use crate::xdp_features::takes_frames;
 
 /// Where packets of an interface are relayed.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -60,13 +61,20 @@ pub(crate) fn attach(
     mode: Mode,
     pins: Option<&PinDirectory>,
 ) -> Result<Attached, String> {
+    let loses_frames = link.is_cable && takes_frames(link.index) == Some(false);
     if let Some(pins) = pins
-        && let Some(attached) = take_over(program, link, mode, pins)?
+        && let Some(attached) = take_over(program, link, mode, loses_frames, pins)?
     {
         return Ok(attached);
     }
+    let mut attach_native = || {
+        if loses_frames {
+            return Err(AttachError::LosesFrames);
+        }
+        attach_fresh(program, link, XdpMode::Driver, pins)
+    };
     match mode {
-        Mode::Auto => match attach_fresh(program, link, XdpMode::Driver, pins) {
+        Mode::Auto => match attach_native() {
             Ok(fd) => Ok(fresh(Rung::Native, None, fd)),
             Err(first) => {
                 let first = format!("native: {}", explain(&first, link));
@@ -82,7 +90,7 @@ pub(crate) fn attach(
                 }
             }
         },
-        Mode::Native => attach_fresh(program, link, XdpMode::Driver, pins)
+        Mode::Native => attach_native()
             .map(|fd| fresh(Rung::Native, None, fd))
             .map_err(|error| with_occupant(explain(&error, link), link.xdp)),
         Mode::Generic => attach_fresh(program, link, XdpMode::Skb, pins)
@@ -110,6 +118,7 @@ fn take_over(
     program: &mut Xdp,
     link: &Link,
     mode: Mode,
+    loses_frames: bool,
     pins: &PinDirectory,
 ) -> Result<Option<Attached>, String> {
     let path = pins.link(link.index);
@@ -124,7 +133,9 @@ fn take_over(
     let attached = old.info().map_err(|cause| error(&cause))?.program_id();
     // A link outlives its interface, and another interface may have got the index since.
     let rung = match mode {
-        Mode::Auto | Mode::Native if link.xdp.native == Some(attached) => Some(Rung::Native),
+        Mode::Auto | Mode::Native if link.xdp.native == Some(attached) && !loses_frames => {
+            Some(Rung::Native)
+        }
         Mode::Auto | Mode::Generic if link.xdp.generic == Some(attached) => Some(Rung::Generic),
         Mode::Auto | Mode::Native | Mode::Generic | Mode::Off => None,
     };
@@ -180,6 +191,7 @@ enum AttachError {
     Program(ProgramError),
     NoLinks,
     Pin(String),
+    LosesFrames,
 }
 
 impl From<ProgramError> for AttachError {
@@ -193,6 +205,11 @@ fn explain(error: &AttachError, link: &Link) -> String {
     let program = match error {
         AttachError::NoLinks => {
             return "this kernel attaches programs by netlink only, which cannot be pinned".into();
+        }
+        AttachError::LosesFrames => {
+            return "the far end of this virtual cable takes no frames from programs; it does once it \
+                    receives by GRO (ethtool -K DEVICE gro on, there)"
+                .into();
         }
         AttachError::Pin(error) => return format!("the link cannot be pinned: {error}"),
         AttachError::Program(error) => error,

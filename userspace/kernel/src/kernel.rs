@@ -29,6 +29,7 @@ use crate::refusal::{KernelError, Refusal, chain};
 use crate::routes::Routes;
 use crate::settings::SettingsMap;
 use crate::slots::MappedSlots;
+use crate::xdp_features::takes_frames;
 
 /// Most peers and routes one process is configured for.
 const MAX_ENTRIES: u32 = 1 << 24;
@@ -94,9 +95,14 @@ impl Kernel {
         if config.mode == Mode::Off {
             return Ok(Self::in_userspace(config, &Refusal::Off));
         }
-        let links = find_links(config)?;
-        let started =
-            load(config, object).and_then(|loaded| Self::attach_all(config, &links, loaded));
+        let links = match find_links(config) {
+            Ok(links) => Ok(links?),
+            Err(error) => Err(Refusal::Io("the interfaces cannot be read", error)),
+        };
+        let started = links.and_then(|links| {
+            let loaded = load(config, object)?;
+            Self::attach_all(config, &links, loaded)
+        });
         match started {
             Ok(Ok(kernel)) => Ok(kernel),
             Ok(Err(error)) => Err(error),
@@ -295,13 +301,16 @@ fn on_rung(link: &Link, attached: &Attached) -> InterfaceRung {
 }
 
 /// The interfaces that packets from every attached interface can be handed to. A native program
-/// hands frames to drivers, and one without native XDP takes none: the frame would be lost without a
-/// trace. So where rungs are mixed, routes out of the generic ones are not for the kernel.
+/// hands frames to drivers, and one that takes none loses them without a trace. So where rungs are
+/// mixed, routes out of the generic ones are not for the kernel.
 fn usable_egress(attached: &[(u32, Rung)]) -> HashSet<u32> {
     let any_native = attached.iter().any(|(_, rung)| *rung == Rung::Native);
-    let usable = attached
-        .iter()
-        .filter(|(_, rung)| *rung == Rung::Native || !any_native);
+    // What goes back out of the interface it came in by is not handed to anybody.
+    let alone = attached.len() == 1;
+    let usable = attached.iter().filter(|(index, rung)| {
+        let is_native = *rung == Rung::Native;
+        !any_native || (is_native && (alone || takes_frames(*index) != Some(false)))
+    });
     usable.map(|(index, _)| *index).collect()
 }
 
@@ -413,21 +422,18 @@ fn check(config: &KernelConfig) -> Result<(), KernelError> {
     }
 }
 
-fn find_links(config: &KernelConfig) -> Result<Vec<Link>, KernelError> {
-    let unreadable = |error: io::Error| KernelError::Impossible {
-        mode: config.mode,
-        reason: format!("the interfaces cannot be read: {error}"),
-    };
-    let mut requests = Requests::new().map_err(unreadable)?;
+fn find_links(config: &KernelConfig) -> io::Result<Result<Vec<Link>, KernelError>> {
+    let mut requests = Requests::new()?;
     let mut links: Vec<Link> = Vec::new();
     for name in &config.interfaces {
-        let link = requests.link_named(name).map_err(unreadable)?;
-        let link = link.ok_or_else(|| KernelError::UnknownInterface(name.clone()))?;
+        let Some(link) = requests.link_named(name)? else {
+            return Ok(Err(KernelError::UnknownInterface(name.clone())));
+        };
         if !links.iter().any(|known| known.index == link.index) {
             links.push(link);
         }
     }
-    Ok(links)
+    Ok(Ok(links))
 }
 
 /// Makes or opens the maps, and checks all of them.

@@ -29,6 +29,7 @@ mod refusal;
 mod routes;
 mod settings;
 mod slots;
+mod xdp_features;
 
 pub use attach::{InterfaceRung, Rung};
 pub use config::{KernelConfig, Mode, PIN_DIRECTORY, UnknownMode};
@@ -40,6 +41,13 @@ pub use refusal::KernelError;
 pub use routes::{RouteError, RouteFailures, Routes};
 pub use settings::SettingsMap;
 pub use slots::{MappedSlots, SlotError};
+
+// The tests of this crate from within and from without use the same hosts.
+#[cfg(test)]
+extern crate self as towpath_kernel;
+#[cfg(test)]
+#[path = "../tests/lab/mod.rs"]
+mod lab;
 
 /// The program, as `ebpf/programs` was built.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../ebpf/dist/towpath.bpf.o");

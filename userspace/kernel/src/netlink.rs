@@ -56,6 +56,8 @@ pub(crate) struct Link {
     pub(crate) running: bool,
     /// Ethernet without a tag of its own.
     pub(crate) plain_ethernet: bool,
+    /// One end of a virtual cable.
+    pub(crate) is_cable: bool,
     pub(crate) mac: [u8; 6],
     pub(crate) mtu: u32,
     pub(crate) xdp: AttachedXdp,
@@ -430,6 +432,7 @@ fn read_link(link: &LinkMessage) -> Link {
             .flags
             .contains(LinkFlags::Up | LinkFlags::LowerUp),
         plain_ethernet: link.header.link_layer_type == LinkLayerType::Ether,
+        is_cable: false,
         mac: [0; 6],
         mtu: 0,
         xdp: AttachedXdp::default(),
@@ -450,6 +453,7 @@ fn read_link(link: &LinkMessage) -> Link {
                     )
                 };
                 read.plain_ethernet &= !infos.iter().any(tagged);
+                read.is_cable = infos.contains(&LinkInfo::Kind(InfoKind::Veth));
             }
             LinkAttribute::Xdp(attributes) => read.xdp = read_xdp(attributes),
             _ => {}

@@ -564,7 +564,36 @@ fn is_within(address: IpAddr, prefix: IpAddr, length: u8) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::is_within;
+    use std::net::IpAddr;
+    use std::time::{Duration, Instant};
+
+    use towpath_ebpf_common::route::NextHop;
+
+    use super::{IDLE, is_within};
+    use crate::lab::on_a_host;
+    use crate::{Kernel, Mode};
+
+    #[test]
+    fn an_entry_that_nobody_asks_for_any_more_becomes_invalid_and_then_anothers() {
+        on_a_host("an_entry_that_nobody_asks_for", |lab| {
+            let kernel = Kernel::start(&lab.config(Mode::Native, &["near"])).expect("native works");
+            let next_hops = kernel.next_hops().expect("the program is attached");
+            let near: IpAddr = "10.77.9.1".parse().expect("an address");
+            let resolve = |far: &str| {
+                let far = far.parse().expect("an address");
+                next_hops.resolve(far, near).expect("there is room")
+            };
+            let idle = resolve("10.77.9.2");
+            next_hops.sweep(Instant::now() + IDLE - Duration::from_secs(600));
+            assert!(next_hops.entry(idle).is_some(), "it is kept until then");
+            next_hops.sweep(Instant::now() + IDLE);
+            assert_eq!(next_hops.entry(idle), None);
+            let written = next_hops.lock().table.lookup(&idle);
+            assert_eq!(written.expect("the map is there"), Some(NextHop::default()));
+            assert_eq!(resolve("10.77.9.77"), idle, "the index is free again");
+            assert_ne!(resolve("10.77.9.2"), idle);
+        });
+    }
 
     fn within(address: &str, prefix: &str, length: u8) -> bool {
         is_within(

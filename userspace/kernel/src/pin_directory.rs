@@ -15,6 +15,7 @@ use std::fs::{self, DirBuilder, File, Permissions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
 use towpath_ebpf_common::route::LAYOUT;
@@ -24,6 +25,11 @@ use crate::refusal::Refusal;
 
 /// What the name of a pinned link begins with; the interface's index follows.
 const LINK: &str = "link_";
+
+/// How often, and how far apart, the lock is tried: a process that was told to end, or killed, may
+/// take a moment to let go of it.
+const LOCK_TRIES: u32 = 20;
+const LOCK_PAUSE: Duration = Duration::from_millis(50);
 
 /// A directory for pins of this layout, held by this process.
 #[derive(Debug)]
@@ -65,14 +71,19 @@ impl PinDirectory {
             Ok(locked) => locked,
             Err(error) => return Ok(Opened::Unusable(unusable(&path, &error))),
         };
-        match flock(&locked, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Opened::Usable(Self {
-                path,
-                _locked: locked,
-            })),
-            Err(rustix::io::Errno::WOULDBLOCK) => Err(Refusal::InUse(path)),
-            Err(error) => Ok(Opened::Unusable(unusable(&path, &error.into()))),
+        for _ in 0..LOCK_TRIES {
+            match flock(&locked, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => {
+                    return Ok(Opened::Usable(Self {
+                        path,
+                        _locked: locked,
+                    }));
+                }
+                Err(rustix::io::Errno::WOULDBLOCK) => std::thread::sleep(LOCK_PAUSE),
+                Err(error) => return Ok(Opened::Unusable(unusable(&path, &error.into()))),
+            }
         }
+        Err(Refusal::InUse(path))
     }
 
     /// Where it is.

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use towpath_ebpf_common::route::{Route, RouteKey};
 
@@ -18,6 +18,7 @@ pub struct Routes {
 struct Shared {
     table: Table<RouteKey, Route>,
     capacity: u32,
+    generation: AtomicU32,
     full: AtomicU64,
     failed: AtomicU64,
 }
@@ -49,6 +50,7 @@ impl Routes {
             shared: Arc::new(Shared {
                 table,
                 capacity,
+                generation: AtomicU32::new(0),
                 full: AtomicU64::new(0),
                 failed: AtomicU64::new(0),
             }),
@@ -56,9 +58,15 @@ impl Routes {
     }
 
     /// Writes a route, new or in the place of the one with the same key. It holds from the next
-    /// packet on; a packet sees either of the two, never parts of both.
+    /// packet on. Its generation is chosen here: the memory of a route that is replaced or removed
+    /// becomes another's at once, and the program, which may be at it, tells them apart by it.
     pub fn insert(&self, key: &RouteKey, route: &Route) -> Result<(), RouteError> {
-        self.shared.table.insert(key, route).map_err(|error| {
+        let next = self.shared.generation.fetch_add(1, Ordering::Relaxed);
+        let route = Route {
+            generation: next.wrapping_add(1),
+            ..*route
+        };
+        self.shared.table.insert(key, &route).map_err(|error| {
             if error.raw_os_error() == Some(libc::E2BIG) {
                 self.shared.full.fetch_add(1, Ordering::Relaxed);
                 RouteError::Full(self.shared.capacity)

@@ -4,7 +4,10 @@ mod lab;
 
 use lab::{ip, on_a_host, xdp};
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
-use towpath_kernel::{Kernel, KernelError, Mode, Rung};
+use towpath_kernel::{Kernel, KernelConfig, KernelError, Mode, Rung};
+
+/// Names the directory of pins for the process in another time.
+const SHIFTED: &str = "TOWPATH_TEST_SHIFTED_PIN_DIRECTORY";
 
 const NATIVE: u64 = 1;
 const GENERIC: u64 = 2;
@@ -84,6 +87,59 @@ fn a_frame_size_that_native_cannot_have_leads_to_generic_and_says_the_mtu() {
         let reason = rung.reason.as_deref().expect("there is a reason");
         assert!(reason.contains("MTU of 9000"), "{reason}");
     });
+}
+
+#[test]
+fn a_cable_that_would_lose_frames_is_not_native() {
+    on_a_host("a_cable_that_would_lose_frames", |lab| {
+        lab.receive_by_gro("off");
+        let kernel = Kernel::start(&lab.config(Mode::Auto, &["near"])).expect("auto never fails");
+        let rung = &kernel.rungs()[0];
+        assert_eq!(rung.rung, Rung::Generic);
+        let reason = rung.reason.as_deref().expect("there is a reason");
+        assert!(reason.contains("native: the far end"), "{reason}");
+        drop(kernel);
+        let error = Kernel::start(&lab.config(Mode::Native, &["near"]));
+        let reason = impossible(error.expect_err("it would lose frames"));
+        assert!(reason.contains("GRO"), "{reason}");
+        lab.receive_by_gro("on");
+        Kernel::start(&lab.config(Mode::Native, &["near"])).expect("it loses none now");
+    });
+}
+
+#[test]
+fn a_clock_that_is_not_the_programs_keeps_everything_in_userspace() {
+    on_a_host("a_clock_that_is_not_the_programs", |lab| {
+        let shifted = std::process::Command::new("unshare")
+            .args(["--time", "--monotonic", "1000"])
+            .arg(std::env::current_exe().expect("we run"))
+            .args(["--exact", "in_a_shifted_time", "--ignored", "--nocapture"])
+            .env(SHIFTED, lab.pins())
+            .output()
+            .expect("unshare is installed");
+        let said = String::from_utf8_lossy(&shifted.stdout);
+        assert!(shifted.status.success(), "{said}");
+        assert!(said.contains("1 passed"), "{said}");
+        assert_eq!(xdp("near"), None);
+        assert!(!lab.pins().exists());
+    });
+}
+
+/// Run by the test above in a time namespace.
+#[test]
+#[ignore = "another test runs it, in another time"]
+fn in_a_shifted_time() {
+    let Some(directory) = std::env::var_os(SHIFTED) else {
+        return;
+    };
+    let mut config = KernelConfig::new(Mode::Auto, vec!["near".to_owned()]);
+    config.pin_directory = directory.into();
+    let kernel = Kernel::start(&config).expect("auto never fails");
+    let rung = &kernel.rungs()[0];
+    assert_eq!(rung.rung, Rung::Userspace);
+    let reason = rung.reason.as_deref().expect("there is a reason");
+    assert!(reason.contains("is 1000 s and 0 ns off"), "{reason}");
+    assert!(kernel.slots().is_none(), "nor is the bucket shared");
 }
 
 #[test]

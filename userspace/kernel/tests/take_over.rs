@@ -74,13 +74,23 @@ fn count(kernel: &Kernel, reasons: &[Reason]) -> u64 {
     wanted.map(|(_, count)| count.packets).sum()
 }
 
-/// A program on the far end of the cable: without one a cable of this kind takes no redirected
-/// frames.
+/// A program on the far end of the cable: with GRO alone it takes frames that are redirected, but not
+/// those that go back out of the interface they came in by.
 fn receive_on_the_far_host(lab: &Lab) -> Kernel {
     let mut config = lab.config(Mode::Native, &["far"]);
     config.pin_directory = lab.directory().join("no-bpffs");
     (config.listeners, config.relay_addresses) = (Vec::new(), Vec::new());
+    lab::receive_by_gro("near", "on");
     lab.inside_far(|| Kernel::start(&config).expect("native works"))
+}
+
+/// Ends the threads of a test, also when it fails.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 #[test]
@@ -129,6 +139,7 @@ fn no_packet_meets_an_interface_without_program_while_it_is_taken_over() {
                     }
                 }
             });
+            let _stop = Stop(&stop);
             for _ in 0..3 {
                 let before = received.load(Ordering::Relaxed);
                 wait_until("packets to flow", || {
@@ -143,7 +154,6 @@ fn no_packet_meets_an_interface_without_program_while_it_is_taken_over() {
             wait_until("packets to flow again", || {
                 received.load(Ordering::Relaxed) > before + 20
             });
-            stop.store(true, Ordering::Relaxed);
             kernel
         });
         let sent = sent.into_inner();

@@ -34,16 +34,27 @@ impl Follower {
         let thread = std::thread::Builder::new()
             .name("tp-next-hops".to_owned())
             .spawn(move || {
-                if let Err(error) = follow(&next_hops, notices, &stopped) {
-                    // What is not followed must not be believed.
-                    tracing::error!(%error, "next hops are no longer followed, nor used");
-                    next_hops.disable();
+                // What is not followed must not be believed, also after a panic.
+                let unfollowed = Unfollowed(&next_hops);
+                match follow(&next_hops, notices, &stopped) {
+                    Ok(()) => std::mem::forget(unfollowed),
+                    Err(error) => tracing::error!(%error, "the kernel's notices cannot be read"),
                 }
             })?;
         Ok(Self {
             stop,
             thread: Some(thread),
         })
+    }
+}
+
+/// Has no next hop used any more when it is dropped.
+struct Unfollowed<'a>(&'a NextHops);
+
+impl Drop for Unfollowed<'_> {
+    fn drop(&mut self) {
+        tracing::error!("next hops are no longer followed, nor used");
+        self.0.disable();
     }
 }
 

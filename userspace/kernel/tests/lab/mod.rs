@@ -45,9 +45,11 @@ pub(crate) fn on_a_host(name: &str, test: impl FnOnce(&Lab) + Send) {
         );
         return;
     }
-    if Command::new("ip").arg("-V").output().is_err() {
-        skip(name, "ip is not installed");
-        return;
+    for (program, argument) in [("ip", "-V"), ("ethtool", "--version")] {
+        if Command::new(program).arg(argument).output().is_err() {
+            skip(name, &format!("{program} is not installed"));
+            return;
+        }
     }
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     let directory = std::env::temp_dir().join(format!("{PREFIX}{}-{number}", std::process::id()));
@@ -130,9 +132,16 @@ impl Lab {
             self.far(&format!("addr add {address} dev far{}", nodad(address)));
         }
         self.far("link set far up");
+        // Without it a virtual cable loses what programs send.
+        self.receive_by_gro("on");
         wait_until("the cable carries", || {
             ip("-o link show dev near").contains("LOWER_UP")
         });
+    }
+
+    /// Whether the far end of the cable receives by GRO: `on` or `off`.
+    pub(crate) fn receive_by_gro(&self, how: &str) {
+        self.inside_far(|| receive_by_gro("far", how));
     }
 
     /// A bpffs of this test's own.
@@ -182,6 +191,15 @@ impl Lab {
 
 fn nodad(address: &str) -> &'static str {
     if address.contains(':') { " nodad" } else { "" }
+}
+
+/// Whether an interface receives by GRO: `on` or `off`.
+pub(crate) fn receive_by_gro(interface: &str, how: &str) {
+    let done = Command::new("ethtool")
+        .args(["-K", interface, "gro", how])
+        .status()
+        .expect("ethtool is installed");
+    assert!(done.success(), "gro {how} on {interface}: {done}");
 }
 
 /// Runs `ip` in this thread's namespaces.
