@@ -26,6 +26,14 @@ pub(crate) enum Failure {
 }
 
 impl Failure {
+    /// Why, as text.
+    pub(crate) fn text(self) -> String {
+        match self {
+            Self::Runtime(text) | Self::Usage(text) | Self::Privilege(text) => text,
+            Self::Config(error) => error.to_string(),
+        }
+    }
+
     /// Says why on standard error.
     pub(crate) fn report(self) -> ExitCode {
         let (texts, code) = match self {

@@ -61,8 +61,8 @@ pub(crate) struct Reach {
 }
 
 impl Reach {
-    pub(crate) fn open(self) -> Result<LimitAccess, Failure> {
-        let directories = self.places.choose()?;
+    pub(crate) fn open(&self) -> Result<LimitAccess, Failure> {
+        let directories = self.places.clone().choose()?;
         LimitAccess::open(&directories, &self.pins)
             .map_err(|error| Failure::Runtime(error.to_string()))
     }

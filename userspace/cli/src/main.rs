@@ -9,6 +9,7 @@ mod status;
 mod stun;
 mod table;
 mod target;
+mod top;
 mod turn;
 mod user;
 
@@ -39,6 +40,7 @@ Examples:
   towpath turn 127.0.0.1                       relay through it: round trips, loss, latency
   towpath stun stun.example.org                the address of this machine, seen from there
   towpath status                               what the server of this machine does
+  towpath top                                  who sends and receives how much, now
   towpath limits set alice --up 20Mbit         limit a user, from the next packet on
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 77 a privilege is missing, 78 the configuration is
@@ -52,6 +54,8 @@ enum Command {
     Status(status::Arguments),
     /// Show and set what users may send and receive, while it is in force
     Limits(limits::Arguments),
+    /// Watch what users send and receive, beside their limits
+    Top(top::Arguments),
     /// Ask a STUN server for this machine's address, and measure round trips
     Stun(stun::Arguments),
     /// Test a TURN server: allocations, permissions, channels, then data through them
@@ -82,6 +86,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Serve(arguments) => serve::run(arguments),
         Command::Status(arguments) => status::run(arguments),
         Command::Limits(arguments) => limits::run(arguments),
+        Command::Top(arguments) => top::run(arguments),
         Command::Stun(arguments) => stun::run(arguments),
         Command::Turn(arguments) => turn::run(arguments),
         Command::Config(command) => config::run(command),

@@ -49,7 +49,7 @@ pub(crate) struct Arguments {
 }
 
 /// Where a server's state and socket lie.
-#[derive(Args)]
+#[derive(Args, Clone)]
 pub(crate) struct Places {
     /// What outlives a restart [default: /var/lib/towpath, or $XDG_STATE_HOME/towpath]
     #[arg(long, global = true, value_name = "DIR", env = "TOWPATH_STATE_DIR")]
