@@ -6,4 +6,4 @@ pub mod packet;
 mod program;
 pub mod shape;
 
-pub use program::{Outcome, Program, RUN_INTERFACE, Verdict, now};
+pub use program::{OBJECT, Outcome, Program, RUN_INTERFACE, Verdict, now};

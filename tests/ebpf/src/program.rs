@@ -13,7 +13,7 @@ use towpath_ebpf_common::route::{
 };
 
 /// The program as built by `cargo xtask ebpf`.
-static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../ebpf/dist/towpath.bpf.o");
+pub static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../ebpf/dist/towpath.bpf.o");
 
 /// Names a file with another object to test.
 const OBJECT_VARIABLE: &str = "TOWPATH_EBPF_OBJECT";
