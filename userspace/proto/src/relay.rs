@@ -216,7 +216,12 @@ impl Relay {
 
     /// Takes over what may change while the relay runs.
     fn reconfigure(&mut self, config: &RelayConfig) {
+        let limits = RelayLimits {
+            max_routes: self.config.limits.max_routes,
+            ..config.limits.clone()
+        };
         let config = RelayConfig {
+            limits,
             listeners: self.config.listeners.clone(),
             relay_addresses: self.config.relay_addresses.clone(),
             port_range: self.config.port_range.clone(),
@@ -226,7 +231,6 @@ impl Relay {
             ..config.clone()
         };
         self.policy = PeerPolicy::new(&config);
-        self.routes.limit(config.limits.max_routes);
         self.config = Arc::new(config);
         self.policy_version = self.policy_version.wrapping_add(1);
         self.rules_cursor = Some(0);

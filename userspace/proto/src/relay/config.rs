@@ -193,7 +193,7 @@ pub struct RelayLimits {
     /// Longest lifetime that is granted.
     pub max_lifetime: Duration,
     /// Routes of one shard that the kernel is told of, two for each channel; further channels are
-    /// forwarded by the machine alone.
+    /// forwarded by the machine alone. It stays what it was when the relay was made.
     pub max_routes: u32,
     /// Answers to whoever has not authenticated.
     pub strangers: StrangerLimits,

@@ -98,7 +98,12 @@ pub enum RelayEvent {
     },
     /// The configuration changed. Users, access rules, realm, SOFTWARE and limits take effect at
     /// once, also for existing allocations: permissions that the new rules deny end. Listeners,
-    /// relay addresses, port range and shards stay as they were; changing those needs a new relay.
+    /// relay addresses, port range, shards, `offload` and `max_routes` stay as they were; changing
+    /// those needs a new relay.
+    ///
+    /// Each packet that comes to the machine is judged by the new rules. The routes of packets that do
+    /// not are brought in line by `handle_timeout`, which is due until it is done: in each call for 256
+    /// allocations, or for as many as make a thousand commands about routes.
     Reconfigured(Arc<RelayConfig>),
     /// Make no new allocations; those that exist go on.
     Drain,

@@ -89,10 +89,6 @@ impl Routes {
         }
     }
 
-    pub(crate) fn limit(&mut self, max_routes: u32) {
-        self.most_channels = max_routes / 2;
-    }
-
     pub(crate) fn pop(&mut self) -> Option<RelayCommand> {
         self.queue.pop_front()
     }
