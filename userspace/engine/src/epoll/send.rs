@@ -1,8 +1,11 @@
 //! Sends the outbox with as few system calls as its sockets allow.
 
+use std::os::fd::RawFd;
+
 use towpath_proto::Machine;
 
 use crate::Host;
+use crate::outbox::Message;
 use crate::shard::Shard;
 use crate::socket::last_errno;
 
@@ -56,6 +59,13 @@ fn send_batch<M: Machine, H: Host<M>>(
     socket: u32,
     batch: &[(u32, u16, u16)],
 ) {
+    let fd = shard.sockets.slot(socket).map_or(-1, |slot| slot.fd());
+    if let [(_, _, index)] = *batch {
+        let message = shard.outbox.message(index);
+        if let Some(piece) = message.plain {
+            return shard.sent(index, send_plain(fd, &message, piece));
+        }
+    }
     headers.clear();
     for &(_, _, message) in batch {
         let header = shard.outbox.message(message).header;
@@ -66,7 +76,6 @@ fn send_batch<M: Machine, H: Host<M>>(
             msg_len: 0,
         });
     }
-    let fd = shard.sockets.slot(socket).map_or(-1, |slot| slot.fd());
     let mut done = 0;
     while done < batch.len() {
         let rest = &mut headers[done..];
@@ -84,4 +93,24 @@ fn send_batch<M: Machine, H: Host<M>>(
         }
         done += sent;
     }
+}
+
+/// Sends a message of one piece: the kernel then reads no header and no list of pieces. Returns the bytes
+/// sent, or a negative error number.
+fn send_plain(fd: RawFd, message: &Message, piece: libc::iovec) -> i32 {
+    // SAFETY: the outbox keeps the piece and the name until the message is complete.
+    let sent = unsafe {
+        libc::sendto(
+            fd,
+            piece.iov_base,
+            piece.iov_len,
+            libc::MSG_DONTWAIT,
+            message.name.cast(),
+            message.name_bytes,
+        )
+    };
+    i32::try_from(sent)
+        .ok()
+        .filter(|&sent| sent >= 0)
+        .unwrap_or_else(|| -last_errno())
 }
