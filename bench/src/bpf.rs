@@ -6,12 +6,15 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use towpath_ebpf_common::route::{NextHop, Route, RouteKey, Settings};
+
 use crate::assembler::Instruction;
 
 const MAP_CREATE: i32 = 0;
 const MAP_UPDATE_ELEM: i32 = 2;
 const PROG_LOAD: i32 = 5;
 const PROG_TEST_RUN: i32 = 10;
+const OBJ_GET_INFO_BY_FD: i32 = 15;
 const LINK_CREATE: i32 = 28;
 const MAP_TYPE_HASH: u32 = 1;
 const MAP_TYPE_ARRAY: u32 = 2;
@@ -80,6 +83,24 @@ struct TestRun {
     cpu: u32,
     batch: u32,
     padding: u32,
+}
+
+#[repr(C)]
+struct ObjectInfo {
+    fd: u32,
+    info_bytes: u32,
+    info: u64,
+}
+
+/// The beginning of what the kernel tells of a program.
+#[repr(C)]
+#[derive(Default)]
+struct ProgramInfo {
+    program_type: u32,
+    id: u32,
+    tag: [u8; 8],
+    compiled_bytes: u32,
+    rewritten_bytes: u32,
 }
 
 fn bpf<T>(command: i32, attributes: &mut T) -> io::Result<RawFd> {
@@ -204,10 +225,10 @@ impl Table {
     }
 }
 
-/// The caller vouches for the lengths of key and value.
-fn update(map: &OwnedFd, key: &[u8], value: &[u8]) -> io::Result<()> {
+/// Sets an entry of a map. Key and value have the lengths that the map was made for.
+pub fn update(map: impl AsFd, key: &[u8], value: &[u8]) -> io::Result<()> {
     let mut attributes = MapElement {
-        map: map.as_raw_fd() as u32,
+        map: map.as_fd().as_raw_fd() as u32,
         padding: 0,
         key: key.as_ptr() as u64,
         value: value.as_ptr() as u64,
@@ -259,6 +280,40 @@ pub struct Tested {
     pub frame: Vec<u8>,
     /// Nanoseconds per run, the kernel's own loop included.
     pub duration_ns: u32,
+}
+
+/// Values whose bytes are all there, as maps hold them.
+///
+/// # Safety
+///
+/// The type has no padding.
+pub unsafe trait Plain: Copy {}
+
+// SAFETY: `ebpf/common` says so of its structures: their bytes are their value.
+unsafe impl Plain for RouteKey {}
+// SAFETY: as above.
+unsafe impl Plain for Route {}
+// SAFETY: as above.
+unsafe impl Plain for NextHop {}
+// SAFETY: as above.
+unsafe impl Plain for Settings {}
+// SAFETY: integers.
+unsafe impl Plain for [u64; 8] {}
+
+/// The bytes of a value.
+pub fn bytes<T: Plain>(value: &T) -> &[u8] {
+    let start = std::ptr::from_ref(value).cast();
+    // SAFETY: the bytes lie within the value, which is borrowed as long, and none of them is padding.
+    unsafe { std::slice::from_raw_parts(start, size_of::<T>()) }
+}
+
+/// Bytes of memory that the kernel counts for a map.
+pub fn map_bytes(map: impl AsFd) -> io::Result<u64> {
+    let path = format!("/proc/self/fdinfo/{}", map.as_fd().as_raw_fd());
+    let text = std::fs::read_to_string(&path)?;
+    let line = text.lines().find_map(|line| line.strip_prefix("memlock:"));
+    line.and_then(|bytes| bytes.trim().parse().ok())
+        .ok_or_else(|| io::Error::other(format!("{path} has no memlock")))
 }
 
 /// A loaded XDP program.
@@ -322,7 +377,26 @@ impl XdpProgram {
     }
 }
 
+impl From<OwnedFd> for XdpProgram {
+    /// A program that somebody else loaded.
+    fn from(fd: OwnedFd) -> Self {
+        Self(fd)
+    }
+}
+
 impl XdpProgram {
+    /// Its instructions, as the verifier left them.
+    pub fn instructions(&self) -> io::Result<u32> {
+        let mut info = ProgramInfo::default();
+        let mut attributes = ObjectInfo {
+            fd: self.0.as_raw_fd() as u32,
+            info_bytes: size_of::<ProgramInfo>() as u32,
+            info: std::ptr::from_mut(&mut info) as u64,
+        };
+        bpf(OBJ_GET_INFO_BY_FD, &mut attributes)?;
+        Ok(info.rewritten_bytes / size_of::<Instruction>() as u32)
+    }
+
     /// Runs it on frames that are really sent where it redirects them, until a signal arrives.
     pub fn run_live(&self, frame: &[u8]) -> io::Result<()> {
         let mut attributes = TestRun {

@@ -25,7 +25,7 @@ use crate::statistics;
 use crate::sys;
 use crate::throughput::{self, Guesses, Pace, Stage};
 use crate::towpath::Variant;
-use crate::{coturn, towpath};
+use crate::{coturn, programs, towpath};
 
 /// What to measure.
 #[derive(Args, Clone, Debug)]
@@ -39,6 +39,9 @@ pub struct Options {
     /// Only cells whose name contains one of these, such as "172 B c2p 16 flows".
     #[arg(long, value_delimiter = ',', value_name = "TEXT")]
     pub cells: Vec<String>,
+    /// Only these parts.
+    #[arg(long, value_delimiter = ',', value_enum)]
+    pub parts: Vec<Part>,
     /// Only these servers.
     #[arg(long, value_delimiter = ',', value_enum)]
     pub servers: Vec<Contestant>,
@@ -46,6 +49,10 @@ pub struct Options {
     /// corrected and disturbed rounds not repeated, and in the end cells are left out.
     #[arg(long, value_name = "N", default_value_t = 30)]
     pub minutes: u64,
+    /// The relay's interfaces are looked at every so many microseconds, as a network card that coalesces
+    /// its interrupts has it; 0: whenever packets arrive.
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pub moderation_us: u32,
     /// Where results are written.
     #[arg(long, value_name = "DIRECTORY", default_value = "bench/results")]
     pub out: PathBuf,
@@ -55,6 +62,15 @@ pub struct Options {
     /// Succeed although something was not measured.
     #[arg(long)]
     pub allow_skip: bool,
+}
+
+/// A part of the run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Part {
+    /// The programs by themselves, in test runs.
+    Programs,
+    /// Packets per CPU second.
+    Throughput,
 }
 
 /// A server to measure.
@@ -151,6 +167,32 @@ pub fn run(options: &Options) -> Result<()> {
     ensure!(!cells.is_empty(), "no cell has such a name");
     sys::catch_signals();
     sys::raise_descriptor_limit()?;
+    let wanted = |part| options.parts.is_empty() || options.parts.contains(&part);
+    let mut results = Results::new(results::setting(pace.pairs, options.quick));
+    if wanted(Part::Programs) {
+        // Before this thread has real-time priority, which the kernel would interrupt.
+        match programs::measure(pace.pairs) {
+            Ok(programs) => {
+                print!("{}", report::kernel::programs_rows(&programs));
+                results.programs = Some(programs);
+            }
+            Err(error) => results.skipped.push(format!("test runs: {error:#}")),
+        }
+    }
+    if wanted(Part::Throughput) {
+        measure_throughput(options, pace, &cells, begin, &mut results)?;
+    }
+    results.setting.seconds = begin.elapsed().as_secs();
+    report::conclude_kernel(&results, &options.out, options.allow_skip)
+}
+
+fn measure_throughput(
+    options: &Options,
+    pace: Pace,
+    cells: &[Cell],
+    begin: Instant,
+    results: &mut Results,
+) -> Result<()> {
     let files = Scratch::for_files()?;
     let pins = Scratch::for_pins()?;
     let mut places = (0..PLACES).map(Place::build).collect::<Result<Vec<_>>>()?;
@@ -167,23 +209,25 @@ pub fn run(options: &Options) -> Result<()> {
         pace,
         end: begin + limit - ONE_CELL.min(limit / 2),
         servers: Vec::new(),
-        results: Results::new(results::setting(pace.pairs, options.quick)),
+        results,
         progress: place::progress_bar(),
     };
     bench.start(&contestants, &places);
     for place in &mut places {
         // Attaching a program may have made NAPI anew.
         place.rig.thread_napi()?;
-        place.rig.moderate(Moderation::Off, SINK_MODERATION)?;
+        let relay = match options.moderation_us {
+            0 => Moderation::Off,
+            us => Moderation::Microseconds(us),
+        };
+        place.rig.moderate(relay, SINK_MODERATION)?;
     }
     place::become_generator()?;
-    if let Err(error) = bench.measure(&cells, &places) {
+    if let Err(error) = bench.measure(cells, &places) {
         bench.skip(format!("the rest: {error:#}"));
     }
     bench.progress.finish_and_clear();
-    let mut results = bench.results;
-    results.setting.seconds = begin.elapsed().as_secs();
-    report::conclude_kernel(&results, &options.out, options.allow_skip)
+    Ok(())
 }
 
 struct Bench<'a> {
@@ -194,7 +238,7 @@ struct Bench<'a> {
     /// When the run should be over.
     end: Instant,
     servers: Vec<Server>,
-    results: Results,
+    results: &'a mut Results,
     progress: ProgressBar,
 }
 

@@ -17,6 +17,7 @@ pub mod memory;
 pub mod micro;
 pub mod packet;
 pub mod place;
+pub mod programs;
 pub mod relay;
 pub mod report;
 pub mod results;
@@ -26,6 +27,8 @@ pub mod scratch;
 pub mod search;
 pub mod server;
 pub mod sink;
+#[cfg(test)]
+mod skip;
 pub mod statistics;
 pub mod svg;
 pub mod sys;

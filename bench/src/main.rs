@@ -43,6 +43,9 @@ enum Command {
         /// The results of the relays; not there: no such part
         #[arg(long, default_value = "bench/results/relay.json")]
         results: PathBuf,
+        /// The results of the kernel path; not there: no such part
+        #[arg(long, default_value = "bench/results/kernel.json")]
+        kernel: PathBuf,
         /// The costs of the parts; not there: no such part
         #[arg(long, default_value = "bench/results/micro.json")]
         micro: PathBuf,
@@ -69,6 +72,7 @@ fn main() -> Result<()> {
         } => Micro::gather(&criterion, &instructions)?.write(&out),
         Command::Report {
             results,
+            kernel,
             micro,
             method,
             out,
@@ -77,6 +81,9 @@ fn main() -> Result<()> {
                 .with_context(|| format!("reading {}", method.display()))?;
             if results.exists() {
                 page = report::page(&Results::read(&results)?, &page);
+            }
+            if kernel.exists() {
+                report::kernel::page(&mut page, &Results::read(&kernel)?);
             }
             if micro.exists() {
                 report::micro_page(&mut page, &Micro::read(&micro)?);

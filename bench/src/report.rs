@@ -1,5 +1,7 @@
 //! Results as text: rows on the terminal while a run goes on, the page for the documentation, files.
 
+pub mod kernel;
+
 use std::fmt::Write;
 use std::fs;
 use std::path::Path;
@@ -387,7 +389,10 @@ fn nanoseconds(timing: &Timing) -> String {
 }
 
 fn figures_page(text: &mut String, results: &Results) {
-    let figures = results::figures(results);
+    figures_rows(text, &results::figures(results));
+}
+
+fn figures_rows(text: &mut String, figures: &[Figure]) {
     if figures.is_empty() {
         return;
     }

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cpu;
 use crate::load::{Cell, Direction, Round};
+use crate::programs::Programs;
 use crate::search::Highest;
 use crate::statistics::{self, Summary};
 use crate::usage::Spent;
@@ -196,6 +197,9 @@ pub struct Results {
     pub allocations: BTreeMap<String, Vec<AllocationRound>>,
     /// Memory by server.
     pub scale: BTreeMap<String, Scale>,
+    /// What programs in the kernel cost by themselves.
+    #[serde(default)]
+    pub programs: Option<Programs>,
     /// What should have been measured and was not, and why.
     pub skipped: Vec<String>,
 }
@@ -209,6 +213,7 @@ impl Results {
             latency: Vec::new(),
             allocations: BTreeMap::new(),
             scale: BTreeMap::new(),
+            programs: None,
             skipped: Vec::new(),
         }
     }
@@ -306,6 +311,9 @@ pub const MINIMAL: &str = "minimal";
 const KERNEL_TO_MINIMAL: f64 = 0.7;
 const KERNEL_TO_COTURN_MEDIAN: f64 = 12.0;
 const KERNEL_TO_COTURN_LEAST: f64 = 8.0;
+const TEST_RUN_OVER_MINIMAL_NS: f64 = 150.0;
+const AMONG_MANY: f64 = 1.15;
+const TO_LOOKUPS: f64 = 1.25;
 const INTERLEAVED_TO_FORWARDER: f64 = 0.95;
 const INTERLEAVED_TO_COTURN: f64 = 1.2;
 const BURSTS_TO_COTURN: f64 = 2.5;
@@ -458,7 +466,35 @@ pub fn kernel_figures(results: &Results) -> Vec<Figure> {
         median,
         target,
     );
+    if let Some(programs) = &results.programs {
+        program_figures(&mut figures, programs);
+    }
     figures
+}
+
+fn program_figures(figures: &mut Vec<Figure>, programs: &Programs) {
+    let over = programs.pair.iter().zip(&programs.minimal_pair);
+    let over = statistics::summary(over.map(|(own, minimal)| own - minimal));
+    push(
+        figures,
+        "test runs: ns above the minimal program".to_owned(),
+        over,
+        Target::AtMost(TEST_RUN_OVER_MINIMAL_NS),
+    );
+    let ratio =
+        |of: &Vec<f64>, to: &Vec<f64>| statistics::ratio(of.iter().copied(), to.iter().copied());
+    push(
+        figures,
+        "test runs: 1,000 routes among 60,000 and 1,000,000 slots, to the same alone".to_owned(),
+        ratio(&programs.active_among_many, &programs.active_alone),
+        Target::AtMost(AMONG_MANY),
+    );
+    push(
+        figures,
+        "test runs: 60,000 routes at random, to their look-ups alone".to_owned(),
+        ratio(&programs.all, &programs.lookups_of_all),
+        Target::AtMost(TO_LOOKUPS),
+    );
 }
 
 /// All cells of a full run.

@@ -1,8 +1,6 @@
-use std::fs::OpenOptions;
-use std::io::{ErrorKind, Write};
-
 use super::*;
 use crate::packet::{Route, UDP_PAYLOAD_OFFSET, udp_frame};
+use crate::skip::unless_refused;
 
 const CLIENT: &str = "10.77.1.2:10000";
 const LISTENER: &str = "10.77.1.11:3478";
@@ -45,29 +43,11 @@ fn flows() -> [RewrittenFlow; 3] {
 
 /// A program with [`flows`], where this process may load one.
 fn rewriter() -> Option<Rewriter> {
-    let rewriter = match Rewriter::load(16) {
-        Ok(rewriter) => rewriter,
-        Err(error) if error.kind() == ErrorKind::PermissionDenied => {
-            skip("loading a program needs CAP_BPF and CAP_NET_ADMIN");
-            return None;
-        }
-        Err(error) => panic!("{error}"),
-    };
+    let rewriter = unless_refused(Rewriter::load(16).map_err(Into::into))?;
     for flow in &flows() {
         rewriter.insert(flow).expect("room for a flow");
     }
     Some(rewriter)
-}
-
-fn skip(why: &str) {
-    let name = std::thread::current().name().unwrap_or_default().to_owned();
-    let line = format!("SKIPPED: {name}: {why}\n");
-    eprint!("{line}");
-    if let Ok(path) = std::env::var("TOWPATH_SKIP_LOG") {
-        let log = OpenOptions::new().append(true).create(true).open(path);
-        log.and_then(|mut log| log.write_all(line.as_bytes()))
-            .expect("the log of skipped tests can be written");
-    }
 }
 
 fn message(channel: u16, payload: &[u8]) -> Vec<u8> {
