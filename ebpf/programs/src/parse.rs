@@ -25,6 +25,7 @@ pub(crate) const UDP: u8 = 17;
 const FRAGMENT_HEADER: u8 = 44;
 /// The flag and nothing else, as it lies in memory.
 const DONT_FRAGMENT: u32 = 0x0000_4000_u32.to_be();
+const IDENTIFICATION_AND_DONT_FRAGMENT: u32 = 0xffff_4000_u32.to_be();
 /// The words of an IPv4-mapped address before the address.
 const MAPPED: u64 = 0xffff_0000;
 
@@ -140,7 +141,8 @@ fn parse_ipv4(frame: Frame, offset: usize) -> Result<(Headers, Key), Reason> {
         is_ipv6: false,
         traffic_class: (words[0] >> 8) as u8,
         time_to_live: words[2] as u8,
-        fragmentation: words[1],
+        // RFC 791: the first of the flags is "reserved, must be zero".
+        fragmentation: words[1] & IDENTIFICATION_AND_DONT_FRAGMENT,
         udp_bytes,
         checksum: 0,
     };

@@ -5,5 +5,6 @@ pub mod model;
 pub mod packet;
 mod program;
 pub mod shape;
+pub mod twin;
 
 pub use program::{OBJECT, Outcome, Program, RUN_INTERFACE, Verdict, now};

@@ -122,6 +122,52 @@ impl Datagram {
         frame
     }
 
+    /// Reads a frame back: [`to_bytes`](Self::to_bytes) makes the same bytes of what it returns.
+    /// `None` where there is no datagram of that kind.
+    pub fn parse(frame: &[u8]) -> Option<Self> {
+        let word = |at: usize| Some(u16::from_be_bytes([*frame.get(at)?, *frame.get(at + 1)?]));
+        let mut tags = Vec::new();
+        let mut at = 12;
+        while let ethertype @ (VLAN | SERVICE_VLAN) = word(at)? {
+            tags.push((ethertype, word(at + 2)?));
+            at += 4;
+        }
+        let ip = at + 2;
+        let address = |at: usize, bytes: usize| match *frame.get(at..at + bytes)? {
+            [a, b, c, d] => Some(IpAddr::from([a, b, c, d])),
+            ref bytes => <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from),
+        };
+        let is_ipv4 = word(at)? == 0x0800;
+        let (header, addresses, size) = if is_ipv4 { (20, 12, 4) } else { (40, 8, 16) };
+        let udp = ip + header;
+        let udp_end = udp + usize::from(word(udp + 4)?);
+        let first = u32::from(word(ip)?) << 16 | u32::from(word(ip + 2)?);
+        let mut datagram = Self {
+            destination_mac: frame.get(..6)?.try_into().ok()?,
+            source_mac: frame.get(6..12)?.try_into().ok()?,
+            tags,
+            source: SocketAddr::new(address(ip + addresses, size)?, word(udp)?),
+            destination: SocketAddr::new(address(ip + addresses + size, size)?, word(udp + 2)?),
+            traffic_class: (first >> if is_ipv4 { 16 } else { 20 }) as u8,
+            flow_label: if is_ipv4 { 0 } else { first & 0xf_ffff },
+            identification: if is_ipv4 { word(ip + 4)? } else { 0 },
+            dont_fragment: !is_ipv4 || word(ip + 6)? & 0x4000 != 0,
+            time_to_live: *frame.get(ip + if is_ipv4 { 8 } else { 7 })?,
+            checksum: Checksum::Right,
+            payload: frame.get(udp + 8..udp_end)?.to_vec(),
+            trailer: frame.get(udp_end..)?.to_vec(),
+        };
+        let checksum = word(udp + 6)?;
+        let right = u16::from_be_bytes(datagram.udp()[6..8].try_into().ok()?);
+        if checksum == 0 {
+            datagram.checksum = Checksum::None;
+        } else if checksum != right {
+            let wrong = sum(&[(!checksum).to_be_bytes(), right.to_be_bytes()].concat());
+            datagram.checksum = Checksum::WrongBy(wrong);
+        }
+        Some(datagram)
+    }
+
     fn udp(&self) -> Vec<u8> {
         let length = (8 + self.payload.len()) as u16;
         let mut udp = Vec::new();
