@@ -174,7 +174,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
                 .map_err(|error| Failure::Runtime(error.to_string()))?;
             if slots.is_empty() {
                 return Err(Failure::Runtime(format!(
-                    "{target} has no limits of its own and was not seen; the default holds"
+                    "\"{target}\" has no limits of its own and was not seen; the default holds"
                 )));
             }
             show(json, &slots, |slots| table(slots, None))

@@ -180,6 +180,18 @@ impl Shown<'_> {
             "global limit",
             format_args!("{}{shared}", self.0.global_limit),
         )?;
+        for (name, metered) in [
+            ("users sent", self.0.metered_up),
+            ("users received", self.0.metered_down),
+        ] {
+            let (packets, dropped) = (metered.packets, metered.dropped_packets);
+            let bytes = Scaled(metered.bytes as f64);
+            line(
+                f,
+                name,
+                format_args!("{packets} packets, {bytes}B; {dropped} over limits"),
+            )?;
+        }
         for (name, packets, bytes) in [
             ("to peers", relayed.packets_to_peers, relayed.bytes_to_peers),
             (

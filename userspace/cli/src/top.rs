@@ -151,9 +151,9 @@ fn plain(model: &Model) -> String {
             printable(name),
             class.to_string(),
             model.unit.show(up),
-            up.limit.to_string(),
+            model.unit.limit(up.limit),
             model.unit.show(down),
-            down.limit.to_string(),
+            model.unit.limit(down.limit),
             format!("{:.0}", row.packets()),
             format!("{:.0}", row.drops()),
         ]);

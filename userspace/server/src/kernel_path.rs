@@ -21,6 +21,8 @@ pub(crate) struct KernelPath {
     pub(crate) slots: Arc<dyn Slots>,
     pub(crate) counts: Arc<OffloadCounts>,
     pub(crate) max_routes: u64,
+    /// Whether there is no interface to be on.
+    nowhere: bool,
 }
 
 impl KernelPath {
@@ -32,8 +34,14 @@ impl KernelPath {
             [] => interfaces(&listeners, &relay_addresses),
             named => named.iter().map(|name| name.value.clone()).collect(),
         };
+        // Without interfaces there is nothing to load a program for.
+        let nowhere = interfaces.is_empty() && section.mode == KernelMode::Auto;
         let kernel = Kernel::start(&KernelConfig {
-            mode: mode(section.mode),
+            mode: if nowhere {
+                Mode::Off
+            } else {
+                mode(section.mode)
+            },
             interfaces,
             max_peers: section.max_peers,
             max_routes: section.max_routes,
@@ -52,9 +60,18 @@ impl KernelPath {
             slots,
             counts: Arc::default(),
             max_routes: u64::from(section.max_routes),
+            nowhere,
         };
         path.log();
         Ok(path)
+    }
+
+    /// Why nothing outlives this process; `None` where maps and links are pinned.
+    pub(crate) fn unpinned(&self) -> Option<String> {
+        if self.nowhere {
+            return Some("listening and relay addresses are on the loopback alone".to_owned());
+        }
+        self.kernel.unpinned().map(str::to_owned)
     }
 
     /// What a shard writes routes with, where the kernel forwards.

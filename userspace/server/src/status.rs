@@ -62,6 +62,10 @@ pub struct Status {
     pub global_limit: Rate,
     /// Directions of users that have a share of it now; 0 while it is not reached.
     pub shares: u64,
+    /// What users sent, on every path, the kernel's included.
+    pub metered_up: MeteredStatus,
+    /// What users received, on every path.
+    pub metered_down: MeteredStatus,
     /// The users who sent and received the most since they came.
     pub top_peers: Vec<SlotView>,
     /// Requests by method.
@@ -193,6 +197,17 @@ pub struct RelayedStatus {
     pub bytes_to_clients: u64,
 }
 
+/// What users did in one direction.
+#[derive(Clone, Copy, Serialize, Deserialize, Debug)]
+pub struct MeteredStatus {
+    /// Packets that passed.
+    pub packets: u64,
+    /// Bytes that passed, IP and UDP headers included.
+    pub bytes: u64,
+    /// Packets dropped over a limit.
+    pub dropped_packets: u64,
+}
+
 /// Rates over the last seconds.
 #[derive(Clone, Copy, Serialize, Deserialize, Debug, Default, PartialEq)]
 pub struct RateStatus {
@@ -230,6 +245,12 @@ impl Status {
         control_runtime: &str,
     ) -> Self {
         let relay = &vitals.relay;
+        let totals = limits.totals(TOP_PEERS);
+        let [metered_up, metered_down] = totals.sum().map(|total| MeteredStatus {
+            packets: total.packets,
+            bytes: total.bytes,
+            dropped_packets: total.dropped_packets,
+        });
         let Relayed {
             packets_to_peers,
             bytes_to_peers,
@@ -274,7 +295,9 @@ impl Status {
             rates,
             global_limit: limits.global(),
             shares: limits.shares(),
-            top_peers: limits.totals(TOP_PEERS).top,
+            metered_up,
+            metered_down,
+            top_peers: totals.top,
             requests: requests(vitals),
             errors: errors(vitals),
             drops: drops(vitals),
@@ -308,7 +331,7 @@ fn kernel(vitals: &Vitals) -> KernelStatus {
         configured: path.mode.to_string(),
         interfaces: interfaces.collect(),
         pins: kernel.pins().map(|pins| pins.display().to_string()),
-        unpinned: kernel.unpinned().map(str::to_owned),
+        unpinned: path.unpinned(),
         routes: vitals.sum(|shard| shard.relay.routes.value()),
         max_routes: path.max_routes,
         routes_over_limit: vitals.sum(|shard| shard.relay.routes_over_limit.value()),

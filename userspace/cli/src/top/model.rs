@@ -82,6 +82,14 @@ impl Unit {
         }
     }
 
+    /// A limit; packets are not limited, so their unit shows bits.
+    pub(crate) fn limit(self, limit: Rate) -> String {
+        match (self, limit) {
+            (Self::Bytes, Rate::BitsPerSecond(bits)) => format!("{}B/s", Scaled(bits as f64 / 8.0)),
+            (Self::Bits | Self::Bytes | Self::Packets, limit) => limit.to_string(),
+        }
+    }
+
     /// The rate with its unit.
     pub(crate) fn show(self, flow: &Flow) -> String {
         match self {
@@ -331,6 +339,8 @@ pub(crate) mod tests {
         assert_eq!(model.unit.show(&alice.up), "1.0 Mbit/s");
         assert_eq!(Unit::Bytes.show(&alice.up), "125.0 kB/s");
         assert_eq!(Unit::Packets.show(&alice.up), "1.2 k/s");
+        assert_eq!(Unit::Bytes.limit(alice.up.limit), "125.0 kB/s");
+        assert_eq!(Unit::Bits.limit(alice.up.limit), "1Mbit");
         assert_eq!(
             model.summary(),
             "2 users; up 1.0 Mbit/s, down 800 bit/s, 4 drops/s; global limit unlimited"

@@ -12,6 +12,7 @@ use ratatui::text::{Line, Text};
 use ratatui::widgets::{Cell, Row as TableRow, Table, TableState};
 use ratatui::{DefaultTerminal, Frame};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 use towpath_server::limits::LimitsView;
 
 use super::model::{Flow, Model, Row};
@@ -33,15 +34,32 @@ pub(super) fn run(
 ) -> Result<(), Failure> {
     let failed = |error: io::Error| Failure::Runtime(format!("cannot use the terminal: {error}"));
     let stop = Arc::new(AtomicBool::new(false));
-    for signal in [SIGTERM, SIGINT, SIGHUP] {
-        signal_hook::flag::register(signal, Arc::clone(&stop)).map_err(failed)?;
-    }
+    end_on_signals(Arc::clone(&stop)).map_err(failed)?;
     // It gives the terminal back on a panic, too.
     let mut terminal = ratatui::try_init().map_err(failed)?;
     let mut screen = Screen::new(colored);
     let outcome = screen.follow(&mut terminal, model, interval, &stop, &mut look);
     ratatui::try_restore().map_err(failed)?;
     outcome.map_err(failed)
+}
+
+/// Has signals end the program. A terminal that is gone can hold the drawing thread for ever, so
+/// that after a while nobody waits for it.
+fn end_on_signals(stop: Arc<AtomicBool>) -> io::Result<()> {
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
+    std::thread::Builder::new()
+        .name("signals".into())
+        .spawn(move || {
+            let Some(signal) = signals.forever().next() else {
+                return;
+            };
+            stop.store(true, Ordering::Relaxed);
+            std::thread::sleep(10 * PATIENCE);
+            // Where the terminal is gone there is nothing to give back.
+            let _ = ratatui::try_restore();
+            std::process::exit(128 + signal);
+        })?;
+    Ok(())
 }
 
 struct Screen {
@@ -284,14 +302,14 @@ fn columns(width: u16) -> Vec<Column> {
         right("UP", 13, Some("up"), 0, |row, model, screen| {
             screen.flow(&row.up, model)
         }),
-        right("UP LIMIT", 11, None, 64, |row, _, _| {
-            (row.up.limit.to_string(), Style::new())
+        right("UP LIMIT", 11, None, 64, |row, model, _| {
+            (model.unit.limit(row.up.limit), Style::new())
         }),
         right("DOWN", 13, Some("down"), 0, |row, model, screen| {
             screen.flow(&row.down, model)
         }),
-        right("DOWN LIMIT", 11, None, 64, |row, _, _| {
-            (row.down.limit.to_string(), Style::new())
+        right("DOWN LIMIT", 11, None, 64, |row, model, _| {
+            (model.unit.limit(row.down.limit), Style::new())
         }),
         right("PKT/S", 9, None, 80, |row, _, _| {
             (

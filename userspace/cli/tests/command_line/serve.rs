@@ -515,3 +515,114 @@ fn a_wrapped_command_is_the_binary() {
     let output = wrapped(&["env"]).arg("--version").output().unwrap();
     assert!(said(&output).0.starts_with("towpath "));
 }
+
+/// `towpath limits` of this server.
+fn limits(server: &Server, arguments: &[&str]) -> std::process::Output {
+    let (run, state) = (server.scratch.join("run"), server.scratch.join("state"));
+    towpath()
+        .arg("limits")
+        .args(arguments)
+        .arg("--runtime-dir")
+        .arg(run)
+        .arg("--state-dir")
+        .arg(state)
+        .args(["--pins", "/sys/fs/bpf/towpath-that-is-not-there"])
+        .output()
+        .unwrap()
+}
+
+#[test]
+fn limits_are_set_shown_kept_and_taken_away() {
+    let sections = "[auth]\nusers = { alice = \"plain:secret\" }\n\
+                    [limits]\npersist = true\nusers = { alice = { up = \"9Mbit\" } }";
+    let mut server = Server::start(&Options {
+        sections: Some(sections),
+        ..Options::default()
+    });
+    let json = |server: &Server, name: &str| -> serde_json::Value {
+        let output = limits(server, &["get", name, "--json"]);
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    assert_eq!(json(&server, "alice")[0]["up"]["limit"], "9Mbit");
+    for arguments in [
+        ["set", "alice", "--up", "20Mbit"].as_slice(),
+        &["set", "carol", "--down=64kbit", "--class=bulk"],
+        &["global", "1Gbit"],
+    ] {
+        let output = limits(&server, arguments);
+        assert!(output.status.success(), "{:?}", said(&output));
+    }
+    server.signal(Signal::SIGTERM);
+    server.wait();
+    let alone = limits(&server, &["list"]);
+    assert_eq!(alone.status.code(), Some(1));
+    let (_, error) = said(&alone);
+    assert!(
+        error.contains("no towpath answers") && error.contains("no pinned maps"),
+        "{error}"
+    );
+    server.restart();
+    assert_eq!(json(&server, "alice")[0]["up"]["limit"], "20Mbit");
+    assert_eq!(json(&server, "carol")[0]["class"], "bulk");
+    let (list, _) = said(&limits(&server, &["list"]));
+    assert!(list.starts_with("global 1Gbit"), "{list}");
+    assert!(limits(&server, &["unset", "alice"]).status.success());
+    assert_eq!(json(&server, "alice")[0]["up"]["limit"], "9Mbit");
+    let wrong = limits(&server, &["set", "alice", "--up", "1kbit"]);
+    assert_eq!(wrong.status.code(), Some(2));
+    assert!(said(&wrong).1.contains("not between 64kbit and 400Gbit"));
+}
+
+#[test]
+fn data_over_a_limit_is_dropped_and_counted() {
+    let server = Server::start(&Options::default());
+    let set = limits(&server, &["set", "alice", "--up=64kbit", "--burst=1500B"]);
+    assert!(set.status.success(), "{:?}", said(&set));
+    // A packet takes an eighth of a second at this rate.
+    let many = ["--count", "50", "--rate", "500", "--size", "1000"];
+    server.turn(&[ALICE.as_slice(), &many].concat());
+    let status = server.status_json();
+    let number = |way: &str, what: &str| status[way][what].as_u64().unwrap();
+    let dropped =
+        number("metered_up", "dropped_packets") + number("metered_down", "dropped_packets");
+    assert!(dropped > 0, "{status}");
+    assert_eq!(number("drops", "over_limit"), dropped);
+    assert_eq!(
+        number("relayed", "packets_to_peers"),
+        number("metered_up", "packets")
+    );
+    assert_eq!(
+        number("relayed", "packets_to_clients"),
+        number("metered_down", "packets")
+    );
+}
+
+#[test]
+fn top_needs_a_terminal_unless_it_looks_once() {
+    let server = Server::start(&Options::default());
+    assert!(
+        limits(&server, &["set", "carol", "--up=1Mbit"])
+            .status
+            .success()
+    );
+    let top = |arguments: &[&str]| {
+        let run = server.scratch.join("run");
+        let mut command = towpath();
+        command
+            .arg("top")
+            .args(arguments)
+            .arg("--runtime-dir")
+            .arg(run);
+        command.output().unwrap()
+    };
+    let none = top(&[]);
+    assert_eq!(none.status.code(), Some(2));
+    assert!(said(&none).1.contains("--once"));
+    let once = top(&["--once", "--interval", "0.1"]);
+    let (table, _) = said(&once);
+    assert!(
+        table.contains("carol") && table.contains("1Mbit"),
+        "{table}"
+    );
+    assert!(!table.contains('\u{1b}'), "{table}");
+}

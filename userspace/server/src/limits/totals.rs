@@ -16,6 +16,17 @@ pub(crate) struct Totals {
     pub(crate) peers: u64,
 }
 
+impl Totals {
+    /// Over all classes: up, down.
+    pub(crate) fn sum(&self) -> [DirectionTotal; 2] {
+        let mut sum = DirectionTotals::default();
+        for (_, total) in &self.classes {
+            sum.add(*total);
+        }
+        [sum.up, sum.down]
+    }
+}
+
 /// Counts of both directions.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct DirectionTotals {
