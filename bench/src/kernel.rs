@@ -116,7 +116,7 @@ const PLACES: usize = 3;
 const FLOWS: u16 = 1000;
 const SINK_MODERATION: Moderation = Moderation::Microseconds(100);
 /// A relay whose own threads spend more per packet did not leave the packets to the kernel.
-const OFFLOADED_NS_PER_PACKET: f64 = 100.0;
+const OFFLOADED_NS_PER_PACKET: f64 = 500.0;
 /// What one cell may take at most.
 const ONE_CELL: Duration = Duration::from_secs(60);
 
