@@ -11,6 +11,7 @@ mod channel_data;
 mod client;
 mod credentials;
 mod message;
+mod packet_path;
 mod relay;
 mod writer;
 
@@ -50,6 +51,10 @@ pub const TARGETS: &[Target] = &[
     Target {
         name: "relay",
         run: relay::fuzz,
+    },
+    Target {
+        name: "packet-path",
+        run: packet_path::fuzz,
     },
     Target {
         name: "stun-types",
