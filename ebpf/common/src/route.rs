@@ -207,7 +207,7 @@ pub struct NextHop {
     pub source_mac: [u8; 6],
     /// VLAN identifier of the tag packets leave with; 0 for none.
     pub vlan: u16,
-    /// [`NextHop::INVALID`] or [`NextHop::VALID`].
+    /// [`NextHop::INVALID`], [`NextHop::VALID`] or [`NextHop::REDIRECT`].
     pub state: u16,
 }
 
@@ -216,6 +216,9 @@ impl NextHop {
     pub const INVALID: u16 = 0;
     /// The addresses are those the stack would use.
     pub const VALID: u16 = 1;
+    /// Likewise, but packets are handed to the interface also where they came in by it. A virtual cable
+    /// whose far end has no program takes redirected packets and loses those sent back.
+    pub const REDIRECT: u16 = 2;
 }
 
 /// An address and port that belong to the relay: a packet for it that nobody listens for stays

@@ -249,7 +249,7 @@ fn behind(frame: Frame, end: usize, count: u16) -> [u8; 3] {
 fn next_hop(route: &Route) -> Result<&'static NextHop, Reason> {
     NEXT_HOPS
         .get(route.next_hop)
-        .filter(|next_hop| next_hop.state == NextHop::VALID)
+        .filter(|next_hop| next_hop.state != NextHop::INVALID)
         .ok_or(Reason::NoNextHop)
 }
 

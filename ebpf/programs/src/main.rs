@@ -38,7 +38,10 @@ use parse::{Headers, Key};
 pub fn towpath_relay(ctx: XdpContext) -> u32 {
     let bytes = Frame::of(&ctx).bytes();
     let (reason, verdict) = match relay(&ctx) {
-        Ok(next_hop) if next_hop.interface as usize == ctx.ingress_ifindex() => {
+        Ok(next_hop)
+            if next_hop.interface as usize == ctx.ingress_ifindex()
+                && next_hop.state != NextHop::REDIRECT =>
+        {
             (Reason::Transmitted, xdp_action::XDP_TX)
         }
         // SAFETY: bpf_redirect only notes where the packet goes.

@@ -454,6 +454,23 @@ fn a_next_hop_that_is_not_known_passes_the_packet() {
 }
 
 #[test]
+fn a_packet_for_a_virtual_cable_is_redirected_also_where_it_came_in() {
+    let Some(mut program) = program() else { return };
+    let shape = Shape::plain(Way::ToPeer);
+    let frame = datagram(&shape).to_bytes();
+    let transmitted = program.run(&frame).expect("a run");
+    let cable = NextHop {
+        state: NextHop::REDIRECT,
+        ..shape.next_hop()
+    };
+    program.set_next_hop(NEXT_HOP, cable).expect("a next hop");
+    let outcome = program.run(&frame).expect("a run");
+    let expected = (Verdict::Redirect, Reason::Redirected);
+    assert_eq!((outcome.verdict, outcome.reason), expected);
+    assert_eq!(outcome.packet, transmitted.packet);
+}
+
+#[test]
 fn a_next_hop_that_moved_is_followed_at_once() {
     let Some(mut program) = program() else { return };
     let shape = Shape::plain(Way::ToPeer);

@@ -346,7 +346,11 @@ impl State {
             destination_mac: mac,
             source_mac: link.mac,
             vlan: 0,
-            state: NextHop::VALID,
+            state: if link.is_cable {
+                NextHop::REDIRECT
+            } else {
+                NextHop::VALID
+            },
         })
     }
 
@@ -510,7 +514,7 @@ impl State {
             entry.route.ok_or(Unusable::NoRoute)
         };
         let hop = route.and_then(|route| self.look_up_hop(route, now, false));
-        let moves = |hop: NextHop| entry.written.state == NextHop::VALID && hop != entry.written;
+        let moves = |hop: NextHop| entry.written.state != NextHop::INVALID && hop != entry.written;
         if !hop.is_ok_and(moves) {
             self.write(index, hop, now);
             return false;

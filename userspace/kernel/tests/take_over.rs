@@ -7,7 +7,7 @@ use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use lab::{Lab, on_a_host, wait_until};
+use lab::{on_a_host, wait_until};
 use towpath_ebpf_common::reason::Reason;
 use towpath_ebpf_common::route::{NextHop, Route, RouteKey, Target};
 use towpath_kernel::{Kernel, Mode};
@@ -26,7 +26,7 @@ fn insert_route(kernel: &Kernel) {
     wait_until("the next hop", || {
         let index = next_hops.resolve(peer.ip(), relayed.ip());
         let entry = index.and_then(|index| next_hops.entry(index));
-        entry.is_some_and(|entry| entry.state == NextHop::VALID)
+        entry.is_some_and(|entry| entry.state != NextHop::INVALID)
     });
     if let Some(index) = next_hops.resolve(peer.ip(), relayed.ip()) {
         next_hop = index;
@@ -74,16 +74,6 @@ fn count(kernel: &Kernel, reasons: &[Reason]) -> u64 {
     wanted.map(|(_, count)| count.packets).sum()
 }
 
-/// A program on the far end of the cable: with GRO alone it takes frames that are redirected, but not
-/// those that go back out of the interface they came in by.
-fn receive_on_the_far_host(lab: &Lab) -> Kernel {
-    let mut config = lab.config(Mode::Native, &["far"]);
-    config.pin_directory = lab.directory().join("no-bpffs");
-    (config.listeners, config.relay_addresses) = (Vec::new(), Vec::new());
-    lab::receive_by_gro("near", "on");
-    lab.inside_far(|| Kernel::start(&config).expect("native works"))
-}
-
 /// Ends the threads of a test, also when it fails.
 struct Stop<'a>(&'a AtomicBool);
 
@@ -96,7 +86,6 @@ impl Drop for Stop<'_> {
 #[test]
 fn no_packet_meets_an_interface_without_program_while_it_is_taken_over() {
     on_a_host("no_packet_meets_an_interface_without_program", |lab| {
-        let _receiver = receive_on_the_far_host(lab);
         let config = lab.config(Mode::Native, &["near"]);
         let mut kernel = Kernel::start(&config).expect("native works");
         insert_route(&kernel);
@@ -143,7 +132,7 @@ fn no_packet_meets_an_interface_without_program_while_it_is_taken_over() {
             for _ in 0..3 {
                 let before = received.load(Ordering::Relaxed);
                 wait_until("packets to flow", || {
-                    received.load(Ordering::Relaxed) > before + 20
+                    received.load(Ordering::Relaxed) > before + 300
                 });
                 drop(kernel);
                 std::thread::sleep(Duration::from_millis(20));
@@ -152,13 +141,13 @@ fn no_packet_meets_an_interface_without_program_while_it_is_taken_over() {
             }
             let before = received.load(Ordering::Relaxed);
             wait_until("packets to flow again", || {
-                received.load(Ordering::Relaxed) > before + 20
+                received.load(Ordering::Relaxed) > before + 300
             });
             kernel
         });
         let sent = sent.into_inner();
         assert_eq!(refused.into_inner(), 0, "no ICMP error was ever sent");
-        let relayed = count(&kernel, &[Reason::Transmitted]);
+        let relayed = count(&kernel, &[Reason::Redirected]);
         // Between the old routes and the new one nobody listens, and nobody answers.
         let silent = count(&kernel, &[Reason::Silent]);
         assert_eq!(relayed + silent, sent, "every packet met a program");
