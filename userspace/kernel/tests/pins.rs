@@ -353,12 +353,12 @@ fn a_process_killed_at_any_time_leaves_what_the_next_one_can_use() {
             let pins = fs::read_dir(lab.pins().join("v1"));
             pins.map_or(0, |pins| pins.count())
         };
-        let mut delay = Duration::from_millis(1);
+        let mut delay = Duration::from_millis(4);
         let mut cut_short = 0;
         while pins() < 10 {
             victim(delay);
             cut_short += 1;
-            delay = delay * 5 / 4;
+            delay = delay * 4 / 3;
             assert!(cut_short < 100, "it never gets as far as the link");
         }
         assert!(xdp("near").is_some(), "the pinned link holds the program");
