@@ -13,7 +13,7 @@ use crate::sink::SAMPLE_CAPACITY;
 use crate::sys;
 
 /// Most packets sent in one system call.
-const BATCH: usize = 64;
+pub const BATCH: usize = 64;
 const SEND_BUFFER_BYTES: i32 = 64 << 20;
 
 /// Frames of several flows that leave through one interface.
@@ -128,8 +128,8 @@ impl Stream {
     }
 
     /// Sends the next `count` packets, at most [`BATCH`]; one of them as a sample that was due at
-    /// `scheduled_ns`.
-    fn send(&mut self, count: usize, scheduled_ns: u64) -> io::Result<usize> {
+    /// `scheduled_ns`. Returns how many the interface took.
+    pub fn send(&mut self, count: usize, scheduled_ns: u64) -> io::Result<usize> {
         let first = self.position;
         let sampled = first + self.samples as usize % count;
         let ordinary = self.vectors[sampled].iov_base;

@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -180,6 +181,21 @@ impl Host {
         ip(&arguments);
     }
 
+    /// The hardware address of one of its interfaces.
+    ///
+    /// # Panics
+    ///
+    /// Where there is no such interface.
+    pub fn mac(&self, interface: &str) -> [u8; 6] {
+        let link = self.run("ip", &["-j", "link", "show", "dev", interface]);
+        let links: serde_json::Value = serde_json::from_str(&link).expect("ip prints JSON");
+        let text = links[0]["address"].as_str().expect("a link has an address");
+        let mut bytes = text
+            .split(':')
+            .map(|byte| u8::from_str_radix(byte, 16).expect("ip prints hexadecimal bytes"));
+        std::array::from_fn(|_| bytes.next().expect("an address has six bytes"))
+    }
+
     /// A command that will run on this host, and die with the thread that starts it.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new("setpriv");
@@ -221,6 +237,44 @@ impl Host {
             UdpSocket::bind(address)
                 .unwrap_or_else(|error| panic!("cannot bind {address}: {error}"))
         })
+    }
+
+    /// Sends to a closed port of `address` until its ICMP error is there: from then on both sides know
+    /// each other, and what was sent before has passed the interfaces.
+    ///
+    /// # Panics
+    ///
+    /// Where none comes.
+    pub fn knock(&self, address: IpAddr) {
+        /// Nobody serves there.
+        const CLOSED: u16 = 9;
+        let any = match address {
+            IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        };
+        self.knock_from(any, SocketAddr::new(address, CLOSED));
+    }
+
+    /// As [`Host::knock`], from one of several addresses of its own, at a port.
+    ///
+    /// # Panics
+    ///
+    /// Where no error comes.
+    pub fn knock_from(&self, local: IpAddr, closed: SocketAddr) {
+        let socket = self.bind_any(local);
+        let connected = self.inside(|| socket.connect(closed));
+        connected.unwrap_or_else(|error| panic!("no route to {closed}: {error}"));
+        socket
+            .set_read_timeout(Some(Duration::from_millis(100)))
+            .expect("100 ms is not zero");
+        wait_for(&format!("an error from {closed}"), START_LIMIT, || {
+            let refused = |error: std::io::Error| error.kind() == ErrorKind::ConnectionRefused;
+            if socket.send(b"knock").is_err_and(refused) {
+                return Some(());
+            }
+            let answer = socket.recv(&mut [0; 16]);
+            answer.is_err_and(refused).then_some(())
+        });
     }
 
     /// Waits until nobody has `address` any more: the kernel takes a ring of io_uring down, and lets

@@ -14,24 +14,35 @@
 
 #![forbid(unsafe_code)]
 
+mod flow;
+mod frame;
+mod kernel_lab;
 mod lab;
+pub mod load;
 mod peers;
+mod pinned;
 mod probe;
 mod process;
 mod server;
 mod skip;
 mod uclient;
+mod wire;
 
+pub use flow::{Flow, Packet};
+pub use frame::{Content, Datagram, Mac, Shape};
+pub use kernel_lab::{Addresses, KernelLab};
 pub use lab::{Host, Lab};
 pub use peers::EchoPeer;
-pub use probe::{Granted, Probe, Refused, Relayed};
+pub use pinned::{Pinned, Used};
+pub use probe::{Granted, Probe, Refused, Relayed, on_channel};
 pub use process::Process;
 pub use server::{
     Driver, KernelMode, KernelOptions, Kind, PASSWORD, REALM, RelayAddress, Server, ServerOptions,
-    USER,
+    USER, tool,
 };
 pub use skip::skip;
 pub use uclient::{Uclient, UclientOutcome};
+pub use wire::Wire;
 
 /// An IP address as a test writes it down.
 ///

@@ -30,6 +30,7 @@ const UDP: u8 = 17;
 pub struct Probe {
     socket: UdpSocket,
     server: SocketAddr,
+    user: String,
     key: IntegrityKey,
     nonce: Vec<u8>,
     transactions: u64,
@@ -73,16 +74,34 @@ pub enum Relayed {
 impl Probe {
     /// A client on `host`, sending from `local` to `server`.
     pub fn new(host: &Host, local: IpAddr, server: SocketAddr) -> Self {
-        let key = LongTermKey::derive(Algorithm::Md5, USER, REALM, PASSWORD)
+        Self::of_user(host, local, server, USER)
+    }
+
+    /// As [`Probe::new`], of another user with the same password.
+    pub fn of_user(host: &Host, local: IpAddr, server: SocketAddr, user: &str) -> Self {
+        let key = LongTermKey::derive(Algorithm::Md5, user, REALM, PASSWORD)
             .expect("the laboratory's credentials are well-formed");
         Self {
             socket: host.bind_any(local),
             server,
+            user: user.to_owned(),
             key: IntegrityKey::new(key.as_bytes()),
             nonce: Vec::new(),
             transactions: 0,
             backlog: Vec::new(),
         }
+    }
+
+    /// Where it sends from.
+    pub fn local(&self) -> SocketAddr {
+        self.socket
+            .local_addr()
+            .expect("a bound socket has an address")
+    }
+
+    /// Where it sends to.
+    pub fn server(&self) -> SocketAddr {
+        self.server
     }
 
     /// Asks for its own address, without credentials. Gives the answer's source too.
@@ -127,6 +146,12 @@ impl Probe {
 
     /// Sends by a Send indication, which nobody answers.
     pub fn send(&mut self, peer: SocketAddr, data: &[u8]) {
+        let bytes = self.indication(peer, data);
+        self.transmit(&bytes);
+    }
+
+    /// The bytes of a Send indication.
+    pub fn indication(&mut self, peer: SocketAddr, data: &[u8]) -> Vec<u8> {
         let mut buffer = [0; 2048];
         let kind = MessageType::new(Method::SEND, Class::Indication);
         let id = self.next_transaction();
@@ -134,14 +159,12 @@ impl Probe {
             message.put(&XorPeerAddress(peer))?.put(&Data(data))?;
             Ok(())
         });
-        self.transmit(bytes);
+        bytes.to_vec()
     }
 
     /// Sends on a channel.
     pub fn send_on_channel(&mut self, number: u16, data: &[u8]) {
-        let header =
-            ChannelData::header(channel(number), data.len()).expect("a datagram fits a channel");
-        self.transmit(&[&header, data].concat());
+        self.transmit(&on_channel(number, data));
     }
 
     /// The next data from a peer; `None` where nothing comes within `limit`.
@@ -186,7 +209,7 @@ impl Probe {
                 fill(message)?;
                 if signed {
                     message
-                        .put(&Username(USER))?
+                        .put(&Username(&self.user))?
                         .put(&Realm(REALM))?
                         .put(&Nonce(&self.nonce))?;
                     message.integrity(&self.key)?;
@@ -279,6 +302,13 @@ impl Probe {
         id[4..].copy_from_slice(&self.transactions.to_be_bytes());
         TransactionId(id)
     }
+}
+
+/// The bytes of a ChannelData message.
+pub fn on_channel(number: u16, data: &[u8]) -> Vec<u8> {
+    let header =
+        ChannelData::header(channel(number), data.len()).expect("a datagram fits a channel");
+    [&header, data].concat()
 }
 
 /// Adds the attributes of one request.

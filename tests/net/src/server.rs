@@ -258,6 +258,16 @@ impl Server {
         self.process.wait(Duration::from_secs(30))
     }
 
+    /// Ends it without a warning.
+    ///
+    /// # Panics
+    ///
+    /// Where it does not end.
+    pub fn kill(&mut self) {
+        self.process.signal(Signal::KILL);
+        self.process.wait(Duration::from_secs(30));
+    }
+
     /// Waits until Towpath's control plane has started too, which answers `towpath status`.
     ///
     /// # Panics
@@ -283,10 +293,37 @@ impl Server {
         self.host.run(&program.to_string_lossy(), &arguments)
     }
 
+    /// As [`Server::status`], all of it.
+    ///
+    /// # Panics
+    ///
+    /// Where it fails.
+    pub fn status_json(&self) -> serde_json::Value {
+        let text = tool(&self.host, &["status", "--json"]);
+        serde_json::from_str(&text).expect("status prints JSON")
+    }
+
     /// The host it runs on.
     pub fn host(&self) -> &Host {
         &self.host
     }
+}
+
+/// Runs the program on `host`, as beside a server there, with the directories of its laboratory.
+///
+/// # Panics
+///
+/// Where it fails.
+pub fn tool(host: &Host, arguments: &[&str]) -> String {
+    let directory = host.directory();
+    let (program, runtime, state) = (
+        directory.join("towpath"),
+        directory.join("run"),
+        directory.join("state"),
+    );
+    let (runtime, state) = (runtime.to_string_lossy(), state.to_string_lossy());
+    let places = ["--runtime-dir", &runtime, "--state-dir", &state];
+    host.run(&program.to_string_lossy(), &[arguments, &places].concat())
 }
 
 /// An ordinary user's id: Debian's `nobody`.

@@ -1,0 +1,158 @@
+//! Load of many flows at rates of their own, counted where it leaves and where it arrives.
+//!
+//! Frames leave from packet sockets, so that a packet costs little; nothing waits for the relay.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use towpath_bench::generator::{BATCH, Stream};
+use towpath_bench::packet::Stamp;
+use towpath_bench::sink::Sink;
+use towpath_bench::sys;
+
+use crate::frame::Datagram;
+use crate::lab::Host;
+
+/// Bytes of Ethernet, IPv4 and UDP in front of a payload.
+const HEADERS: usize = 42;
+
+/// How long the generator rests between two rounds.
+const REST: Duration = Duration::from_micros(300);
+
+/// The payload of a load's packets, which a [`counter`] knows.
+///
+/// # Panics
+///
+/// Where it is shorter than 28 bytes.
+pub fn payload(bytes: usize) -> Vec<u8> {
+    let mut payload = vec![0x5A; bytes];
+    Stamp::default().write(&mut payload);
+    payload
+}
+
+/// One flow that is offered.
+pub struct Source {
+    stream: Stream,
+    /// Packets per second.
+    pub rate_pps: f64,
+    sent: u64,
+    last_ns: u64,
+    longest_gap_ns: u64,
+}
+
+impl Source {
+    /// A source on `interface` of `host` that sends this datagram again and again. `data` is the part of
+    /// its payload that [`payload`] made.
+    pub fn new(
+        host: &Host,
+        interface: &str,
+        datagram: &Datagram,
+        data: &[u8],
+        rate_pps: f64,
+    ) -> Self {
+        let frame = datagram.frame();
+        let offset = frame
+            .windows(data.len())
+            .position(|window| window == data)
+            .expect("the datagram carries the data");
+        let stream = host.inside(|| {
+            let index = sys::interface_index(interface).expect("the interface exists");
+            Stream::new(index, &[frame], offset, 1).expect("root may open a packet socket")
+        });
+        Self {
+            stream,
+            rate_pps,
+            sent: 0,
+            last_ns: 0,
+            longest_gap_ns: 0,
+        }
+    }
+
+    /// Packets that have left.
+    pub fn sent(&self) -> u64 {
+        self.sent
+    }
+
+    /// The longest time of the last offer in which none left.
+    pub fn longest_gap_ns(&self) -> u64 {
+        self.longest_gap_ns
+    }
+
+    /// Sends `count` packets, and gives way where the interface takes no more.
+    pub fn send(&mut self, count: u64) {
+        let mut left = count;
+        while left > 0 {
+            let taken = self.try_send(left);
+            left -= taken;
+            if taken == 0 {
+                thread::sleep(REST);
+            }
+        }
+    }
+
+    /// Sends at most `count` packets, and no more than one system call takes.
+    fn try_send(&mut self, count: u64) -> u64 {
+        let some = count.min(BATCH as u64) as usize;
+        let taken = self.stream.send(some, sys::now_ns());
+        let taken = taken.expect("the interface is up") as u64;
+        self.sent += taken;
+        if taken > 0 {
+            let now = sys::now_ns();
+            self.longest_gap_ns = self.longest_gap_ns.max(now - self.last_ns);
+            self.last_ns = now;
+        }
+        taken
+    }
+}
+
+/// Offers all sources at their rates for this long. Who is late catches up, in turn with the others.
+pub fn offer(sources: &mut [Source], duration: Duration) {
+    let began_ns = sys::now_ns();
+    let already: Vec<u64> = sources.iter().map(Source::sent).collect();
+    for source in &mut *sources {
+        source.last_ns = began_ns;
+        source.longest_gap_ns = 0;
+    }
+    loop {
+        let elapsed = Duration::from_nanos(sys::now_ns() - began_ns).min(duration);
+        let mut late = false;
+        for (source, already) in sources.iter_mut().zip(&already) {
+            let due = (elapsed.as_secs_f64() * source.rate_pps) as u64 + 1;
+            let owed = due.saturating_sub(source.sent - already);
+            if owed > 0 {
+                let taken = source.try_send(owed);
+                late |= 0 < taken && taken < owed;
+            }
+        }
+        if elapsed == duration && !late {
+            return;
+        }
+        if !late {
+            thread::sleep(REST);
+        }
+    }
+}
+
+/// Counts the load's packets that arrive on an interface as plain UDP, or with `header_bytes` in front
+/// of the payload, and takes them away.
+pub fn counter(host: &Host, interface: &str, header_bytes: usize) -> Sink {
+    host.inside(|| {
+        let index = sys::interface_index(interface).expect("the interface exists");
+        Sink::attach(index, HEADERS + header_bytes).expect("a program can be attached")
+    })
+}
+
+/// Looks at a number until it is `expected`, or has not changed for a while, in which what is under way
+/// arrives; gives the last.
+pub fn settled(expected: u64, mut look: impl FnMut() -> u64) -> u64 {
+    const QUIET: Duration = Duration::from_millis(700);
+    let (mut last, mut since) = (look(), Instant::now());
+    while last != expected && since.elapsed() < QUIET {
+        thread::sleep(Duration::from_millis(5));
+        let now = look();
+        if now != last {
+            (last, since) = (now, Instant::now());
+        }
+    }
+    last
+}
