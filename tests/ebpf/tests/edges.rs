@@ -602,3 +602,33 @@ fn a_routed_packet_the_program_cannot_relay_stays_silent_too() {
         (Verdict::Drop, Reason::Silent)
     );
 }
+
+#[test]
+fn both_ends_of_the_port_range_are_relayed_ports_and_their_neighbours_are_not() {
+    let Some(mut program) = program() else { return };
+    let settings = program.settings().expect("the settings");
+    program
+        .set_settings(Settings {
+            ports: Settings::ports(0x1234, 0x3412),
+            ..settings
+        })
+        .expect("the settings");
+    let shape = Shape::plain(Way::ToClient);
+    for (port, is_relayed_port) in [
+        (0x1233, false),
+        (0x1234, true),
+        (0x2000, true),
+        (0x3412, true),
+        (0x3413, false),
+    ] {
+        let mut arrived = datagram(&shape);
+        arrived.destination.set_port(port);
+        let key = RouteKey::new(arrived.source, arrived.destination, 0);
+        program.set_route(&key, &shape.target()).expect("a route");
+        if is_relayed_port {
+            is_relayed(&mut program, &arrived.to_bytes());
+        } else {
+            passes(&mut program, &arrived.to_bytes(), Reason::ChannelLength);
+        }
+    }
+}
