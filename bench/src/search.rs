@@ -1,5 +1,6 @@
 //! The highest rate a server carries: a bracket around it by growing steps, then bisection. One lucky
-//! probe proves nothing, and one burst of loss disproves nothing: two of three probes decide.
+//! probe proves nothing, and one burst of loss disproves nothing: two of three probes decide. A probe
+//! that failed while something else took the server's CPU says nothing about the server.
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
@@ -20,6 +21,8 @@ const PRECISION: f64 = 1.05;
 const MAX_RATES: u32 = 24;
 /// Equal probes that decide about a rate.
 const MAJORITY: u32 = 2;
+/// Disturbed probes of one rate that are left out; further ones count like the others.
+const MAX_LEFT_OUT: u32 = 6;
 
 /// What a search found.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -78,7 +81,7 @@ enum Verdict {
 }
 
 fn attempt(rate: f64, measure: &mut impl FnMut(f64) -> Result<Round>) -> Result<Verdict> {
-    let (mut passed, mut failed) = (0, 0);
+    let (mut passed, mut failed, mut left_out) = (0, 0, 0);
     let mut slowest = f64::INFINITY;
     while passed < MAJORITY && failed < MAJORITY {
         let round = measure(rate)?;
@@ -87,6 +90,8 @@ fn attempt(rate: f64, measure: &mut impl FnMut(f64) -> Result<Round>) -> Result<
             if !round.generator_kept_up {
                 slowest = slowest.min(round.offered_pps);
             }
+        } else if round.spent.is_disturbed() && left_out < MAX_LEFT_OUT {
+            left_out += 1;
         } else {
             failed += 1;
         }
@@ -101,6 +106,14 @@ fn attempt(rate: f64, measure: &mut impl FnMut(f64) -> Result<Round>) -> Result<
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::usage::Spent;
+
+    fn disturbed() -> Spent {
+        Spent {
+            steal: 1.0,
+            ..Spent::default()
+        }
+    }
 
     fn round(rate: f64, capacity: f64, generator: f64) -> Round {
         let offered = rate.min(generator);
@@ -137,6 +150,31 @@ mod tests {
             })
         });
         assert!(found.expect("no error").expect("a rate").rate_pps > 90_000.0);
+    }
+
+    #[test]
+    fn what_something_else_spoilt_is_not_the_servers_failure() {
+        let mut calls = 0;
+        let found = highest_rate(Some(90_000.0), |rate| {
+            calls += 1;
+            let mut round = round(rate, 100_000.0, 1e9);
+            if calls % 4 != 0 {
+                round.received = 0;
+                round.spent = disturbed();
+            }
+            Ok(round)
+        });
+        assert!(found.expect("no error").expect("a rate").rate_pps > 90_000.0);
+    }
+
+    #[test]
+    fn a_machine_that_is_always_disturbed_does_not_hold_the_search_up() {
+        let found = highest_rate(None, |rate| {
+            let mut round = round(rate, 0.0, 1e9);
+            round.spent = disturbed();
+            Ok(round)
+        });
+        assert_eq!(found.expect("no error"), None);
     }
 
     #[test]
