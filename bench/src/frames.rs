@@ -88,6 +88,17 @@ pub struct FrameGenerator {
 impl FrameGenerator {
     /// Packets in the order they are sent in, over and over. All carry payloads of the same length.
     pub fn new(rig: &Rig, packets: &[(Side, Vec<u8>)]) -> Result<Self> {
+        let links = DeviceMap::new(2).context("making the map of the links")?;
+        // An index counts in the namespace of whoever writes it.
+        let (client, peer) = (&rig.client_end, &rig.peer_end);
+        rig.client
+            .enter(|| links.set(Side::Client as u32, client.index))??;
+        rig.peer
+            .enter(|| links.set(Side::Peer as u32, peer.index))??;
+        Self::with_links(&links, packets)
+    }
+
+    fn with_links(links: &DeviceMap, packets: &[(Side, Vec<u8>)]) -> Result<Self> {
         ensure!(
             (1..=MAX_ROWS).contains(&packets.len()),
             "no cycle of {} packets",
@@ -117,14 +128,7 @@ impl FrameGenerator {
             words[ROW_BYTES / 8].store(*side as u64, Ordering::Relaxed);
         }
         shared.words()[ROW_COUNT].store(packets.len() as u64, Ordering::Relaxed);
-        let links = DeviceMap::new(2).context("making the map of the links")?;
-        // An index counts in the namespace of whoever writes it.
-        let (client, peer) = (&rig.client_end, &rig.peer_end);
-        rig.client
-            .enter(|| links.set(Side::Client as u32, client.index))??;
-        rig.peer
-            .enter(|| links.set(Side::Peer as u32, peer.index))??;
-        let program = XdpProgram::load(&program(&shared, &links))
+        let program = XdpProgram::load(&program(&shared, links))
             .context("loading the generator's program")?;
         Ok(Self {
             shared,
@@ -135,6 +139,22 @@ impl FrameGenerator {
 
     /// Sends at the scheduled times. Blocks.
     pub fn run(&mut self, schedule: Schedule) -> Result<Outcome> {
+        let total = self.set(&schedule);
+        self.run_until_sent(total)?;
+        let words = self.shared.words();
+        let word = |word: usize| words[word].load(Ordering::Relaxed);
+        Ok(Outcome {
+            sent: word(SENT),
+            due: total,
+            started_ns: word(START),
+            ended_ns: word(ENDED),
+            late_clumps: word(LATE),
+            clumps: word(CLUMPS),
+        })
+    }
+
+    /// Returns how many packets there are to send.
+    fn set(&self, schedule: &Schedule) -> u64 {
         let words = self.shared.words();
         let total = (schedule.rate_pps * schedule.duration_ns as f64 / 1e9) as u64;
         let interval = 1e9 / schedule.rate_pps * f64::from(1 << FRACTION_BITS);
@@ -151,16 +171,7 @@ impl FrameGenerator {
         for word in [SENT, DUE, TICK, ENDED, CLUMPS, LATE] {
             words[word].store(0, Ordering::Relaxed);
         }
-        self.run_until_sent(total)?;
-        let word = |word: usize| words[word].load(Ordering::Relaxed);
-        Ok(Outcome {
-            sent: word(SENT),
-            due: total,
-            started_ns: word(START),
-            ended_ns: word(ENDED),
-            late_clumps: word(LATE),
-            clumps: word(CLUMPS),
-        })
+        total
     }
 
     /// A test run ends by a signal only: another thread sends it.
@@ -404,3 +415,6 @@ fn hand_over(program: &mut Assembler, links: &impl AsFd) {
         I::exit(),
     ]);
 }
+
+#[cfg(test)]
+mod tests;
