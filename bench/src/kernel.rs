@@ -304,7 +304,9 @@ impl Bench<'_> {
                 self.skip(format!("{cell}: {minutes} minutes were over"));
                 continue;
             }
-            let patience = Instant::now() + left / (cells.len() - number) as u32;
+            let share = left / (cells.len() - number) as u32;
+            let rest = self.pace.rest() * self.servers.len() as u32;
+            let patience = Instant::now() + share.saturating_sub(rest);
             let stage = Stage {
                 places,
                 generator: Generator::Frames,

@@ -344,7 +344,9 @@ impl Bench<'_> {
                 self.skip(format!("{cell}: {minutes} minutes were over"));
                 continue;
             }
-            let patience = Instant::now() + left / (cells.len() - number) as u32;
+            let share = left / (cells.len() - number) as u32;
+            let rest = self.pace.throughput.rest() * self.servers.len() as u32;
+            let patience = Instant::now() + share.saturating_sub(rest);
             let mut servers = std::mem::take(&mut self.servers);
             let stage = Stage {
                 places: self.places,

@@ -143,6 +143,12 @@ impl Tally {
 }
 
 impl Pace {
+    /// What one server may still take at a cell once patience is over.
+    pub fn rest(&self) -> Duration {
+        let rounds = self.pairs + self.overload_rounds + self.equal_rounds;
+        (self.round + OVERHEAD) * rounds as u32
+    }
+
     /// Steps of the progress bar for one server and one cell.
     pub fn steps(&self) -> usize {
         // The search, and the round that warms up.
