@@ -5,10 +5,10 @@
 //! one program.
 
 use std::net::SocketAddrV4;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 use indicatif::ProgressBar;
 
@@ -25,43 +25,24 @@ use crate::statistics;
 use crate::sys;
 use crate::throughput::{self, Guesses, Pace, Stage};
 use crate::towpath::Variant;
-use crate::{coturn, programs, towpath};
+use crate::{again, coturn, options, programs, towpath};
 
 /// What to measure.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
-    /// Fewer cells, pairs and seconds: for development, not for figures.
-    #[arg(long)]
-    pub quick: bool,
-    /// Rounds counted per cell and server.
-    #[arg(long, value_name = "N")]
-    pub pairs: Option<usize>,
-    /// Only cells whose name contains one of these, such as "172 B c2p 16 flows".
-    #[arg(long, value_delimiter = ',', value_name = "TEXT")]
-    pub cells: Vec<String>,
+    /// What every run is told.
+    #[command(flatten)]
+    pub common: options::Options,
     /// Only these parts.
     #[arg(long, value_delimiter = ',', value_enum)]
     pub parts: Vec<Part>,
     /// Only these servers.
     #[arg(long, value_delimiter = ',', value_enum)]
     pub servers: Vec<Contestant>,
-    /// The run ends within this many minutes. Where they are short, rates that do not hold are not
-    /// corrected and disturbed rounds not repeated, and in the end cells are left out.
-    #[arg(long, value_name = "N", default_value_t = 30)]
-    pub minutes: u64,
     /// The relay's interfaces are looked at every so many microseconds, as a network card that coalesces
     /// its interrupts has it; 0: whenever packets arrive.
     #[arg(long, value_name = "N", default_value_t = 100)]
     pub moderation_us: u32,
-    /// Where results are written.
-    #[arg(long, value_name = "DIRECTORY", default_value = "bench/results")]
-    pub out: PathBuf,
-    /// The towpath binary; by default the one beside this program.
-    #[arg(long, env = "TOWPATH_BINARY", value_name = "FILE")]
-    pub towpath: Option<PathBuf>,
-    /// Succeed although something was not measured.
-    #[arg(long)]
-    pub allow_skip: bool,
 }
 
 /// A part of the run.
@@ -117,41 +98,33 @@ const FLOWS: u16 = 1000;
 const SINK_MODERATION: Moderation = Moderation::Microseconds(100);
 /// A relay whose own threads spend more per packet did not leave the packets to the kernel.
 const OFFLOADED_NS_PER_PACKET: f64 = 500.0;
-/// What one cell may take at most.
-const ONE_CELL: Duration = Duration::from_secs(60);
 
-fn pace(options: &Options) -> Pace {
-    let (pairs, probe_ms, round_ms, equal_rounds) = if options.quick {
-        (2, 150, 250, 1)
+fn pace(options: &options::Options) -> Result<Pace> {
+    let (probe_ms, round_ms, equal_rounds) = if options.quick {
+        (150, 250, 1)
     } else {
-        (7, 250, 400, 3)
+        (250, 400, 3)
     };
-    Pace {
-        pairs: options.pairs.unwrap_or(pairs),
+    Ok(Pace {
+        pairs: options.pairs()?,
         probe: Duration::from_millis(probe_ms),
         round: Duration::from_millis(round_ms),
         overload_rounds: 0,
         equal_rounds,
-    }
+    })
 }
 
-fn cells(options: &Options) -> Vec<Cell> {
+fn all_cells() -> Vec<Cell> {
     let mut cells = Vec::new();
     for payload_bytes in [172, 1200] {
         for direction in Direction::ALL {
             for flows in [1, 16, 256, 1000] {
-                let cell = Cell {
+                cells.push(Cell {
                     payload_bytes,
                     direction,
                     flows,
                     burst: 1,
-                };
-                let name = cell.to_string();
-                let asked = options.cells.iter().any(|part| name.contains(part));
-                let usual = !options.quick || (payload_bytes == 172 && flows == 16);
-                if asked || (options.cells.is_empty() && usual) {
-                    cells.push(cell);
-                }
+                });
             }
         }
     }
@@ -161,14 +134,17 @@ fn cells(options: &Options) -> Vec<Cell> {
 /// Runs what the options ask for, writes the results, and fails where something is missing.
 pub fn run(options: &Options) -> Result<()> {
     let begin = Instant::now();
-    let pace = pace(options);
-    let cells = cells(options);
-    ensure!(pace.pairs > 0, "--pairs must be at least 1");
-    ensure!(!cells.is_empty(), "no cell has such a name");
+    let common = &options.common;
+    let pace = pace(common)?;
+    let quick = |cell: &Cell| cell.payload_bytes == 172 && cell.flows == 16;
+    let cells = common.choose(all_cells(), quick)?;
+    let (mut results, cells) = common.begin("kernel", cells, pace.pairs)?;
     sys::catch_signals();
     sys::raise_descriptor_limit()?;
-    let wanted = |part| options.parts.is_empty() || options.parts.contains(&part);
-    let mut results = Results::new(results::setting(pace.pairs, options.quick));
+    let wanted = |part| match common.again {
+        true => part == Part::Throughput,
+        false => options.parts.is_empty() || options.parts.contains(&part),
+    };
     if wanted(Part::Programs) {
         // Before this thread has real-time priority, which the kernel would interrupt.
         match programs::measure(pace.pairs) {
@@ -182,8 +158,8 @@ pub fn run(options: &Options) -> Result<()> {
     if wanted(Part::Throughput) {
         measure_throughput(options, pace, &cells, begin, &mut results)?;
     }
-    results.setting.seconds = begin.elapsed().as_secs();
-    report::conclude_kernel(&results, &options.out, options.allow_skip)
+    results.setting.seconds += begin.elapsed().as_secs();
+    report::conclude_kernel(&results, &common.out, common.allow_skip)
 }
 
 fn measure_throughput(
@@ -201,13 +177,12 @@ fn measure_throughput(
         .into_iter()
         .filter(|contestant| asked.is_empty() || asked.contains(contestant))
         .collect();
-    let limit = Duration::from_secs(options.minutes * 60);
     let mut bench = Bench {
         files: files.path(),
         pins: pins.path(),
         options,
         pace,
-        end: begin + limit - ONE_CELL.min(limit / 2),
+        end: options.common.end(begin),
         servers: Vec::new(),
         results,
         progress: place::progress_bar(),
@@ -265,7 +240,7 @@ impl Bench<'_> {
                 pins,
                 ..Variant::in_userspace(contestant.name(), results::DRIVERS[0])
             };
-            let program = towpath::program(self.options.towpath.as_deref())?;
+            let program = towpath::program(self.options.common.towpath.as_deref())?;
             towpath::start(rig, self.files, &program, &variant, listen, relay)
         };
         match contestant {
@@ -300,7 +275,7 @@ impl Bench<'_> {
             // Time that a cell leaves over is for those after it.
             let left = self.end.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                let minutes = self.options.minutes;
+                let minutes = self.options.common.minutes;
                 self.skip(format!("{cell}: {minutes} minutes were over"));
                 continue;
             }
@@ -322,7 +297,7 @@ impl Bench<'_> {
                 self.skip(format!("{name}, {cell}: {error:#}"));
             }
             self.check_offloaded(&throughput);
-            self.results.throughput.push(throughput);
+            again::keep(self.results, throughput);
         }
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! Measures relays side by side: see `docs/BENCHMARKS.md` for the method.
 
+pub mod again;
 pub mod allocations;
 pub mod assembler;
 pub mod batch;
@@ -15,6 +16,7 @@ pub mod latency;
 pub mod load;
 pub mod memory;
 pub mod micro;
+pub mod options;
 pub mod packet;
 pub mod place;
 pub mod programs;

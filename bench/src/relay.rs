@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use clap::{Args, ValueEnum};
 use indicatif::ProgressBar;
 
@@ -18,39 +18,20 @@ use crate::server::Server;
 use crate::sys;
 use crate::throughput::{self, Failure, Guesses, QUANTUM, Stage, each};
 use crate::towpath::Variant;
-use crate::{allocations, coturn, forwarder, latency, memory, report, towpath};
+use crate::{again, allocations, coturn, forwarder, latency, memory, options, report, towpath};
 
 /// What to measure.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
-    /// Fewer cells, pairs and seconds: for development, not for figures.
-    #[arg(long)]
-    pub quick: bool,
-    /// Rounds counted per cell and server.
-    #[arg(long, value_name = "N")]
-    pub pairs: Option<usize>,
-    /// Only cells whose name contains one of these, such as "172 B c2p 16 flows".
-    #[arg(long, value_delimiter = ',', value_name = "TEXT")]
-    pub cells: Vec<String>,
+    /// What every run is told.
+    #[command(flatten)]
+    pub common: options::Options,
     /// Only these servers.
     #[arg(long, value_delimiter = ',', value_enum)]
     pub servers: Vec<ServerKind>,
     /// Only these parts.
     #[arg(long, value_delimiter = ',', value_enum)]
     pub parts: Vec<Part>,
-    /// The run ends within this many minutes. Where they are short, rates that do not hold are not
-    /// corrected and disturbed rounds not repeated, and in the end cells are left out.
-    #[arg(long, value_name = "N", default_value_t = 30)]
-    pub minutes: u64,
-    /// Where results are written.
-    #[arg(long, value_name = "DIRECTORY", default_value = "bench/results")]
-    pub out: PathBuf,
-    /// The towpath binary; by default the one beside this program.
-    #[arg(long, env = "TOWPATH_BINARY", value_name = "FILE")]
-    pub towpath: Option<PathBuf>,
-    /// Succeed although something was not measured.
-    #[arg(long)]
-    pub allow_skip: bool,
 }
 
 /// A server to measure.
@@ -112,11 +93,10 @@ const FLOWS_OF_FORWARDER: u16 = 1000;
 const SINK_MODERATION: Moderation = Moderation::Microseconds(100);
 /// The yardstick is one only below this.
 const YARDSTICK_NS_PER_PACKET: f64 = 5000.0;
+const NO_YARDSTICK: &str = "a yardstick for";
 /// What the smaller parts usually take for each round, or each server, on a machine of today.
 const ALLOCATION_ROUND: Duration = Duration::from_millis(1500);
 const MEMORY_OF_ONE: Duration = Duration::from_secs(15);
-/// What one cell may take at most.
-const ONE_CELL: Duration = Duration::from_secs(60);
 /// Short rounds, and more of them: medians of a round differ more than what is in it.
 const LATENCY_ROUNDS_PER_PAIR: usize = 2;
 
@@ -129,14 +109,14 @@ struct Pace {
 }
 
 impl Pace {
-    fn of(options: &Options) -> Self {
-        let (pairs, probe_ms, round_ms, overload_rounds, latency_ms) = if options.quick {
-            (2, 150, 250, 1, 250)
+    fn of(options: &options::Options) -> Result<Self> {
+        let (probe_ms, round_ms, overload_rounds, latency_ms) = if options.quick {
+            (150, 250, 1, 250)
         } else {
-            (7, 250, 400, 3, 500)
+            (250, 400, 3, 500)
         };
-        let pairs = options.pairs.unwrap_or(pairs);
-        Self {
+        let pairs = options.pairs()?;
+        Ok(Self {
             throughput: throughput::Pace {
                 pairs,
                 probe: Duration::from_millis(probe_ms),
@@ -151,7 +131,7 @@ impl Pace {
             } else {
                 IDLE_ALLOCATIONS
             },
-        }
+        })
     }
 
     /// What a part usually takes.
@@ -186,9 +166,11 @@ struct Bench<'a> {
 /// Runs what the options ask for, writes the results, and fails where something is missing.
 pub fn run(options: &Options) -> Result<()> {
     let begin = Instant::now();
-    let pace = Pace::of(options);
-    let limit = Duration::from_secs(options.minutes * 60);
-    ensure!(pace.throughput.pairs > 0, "--pairs must be at least 1");
+    let common = &options.common;
+    let pace = Pace::of(common)?;
+    let quick = |cell: &Cell| cell.payload_bytes == 172 && cell.flows <= 16;
+    let cells = common.choose(results::all_cells(), quick)?;
+    let (results, cells) = common.begin("relay", cells, pace.throughput.pairs)?;
     sys::catch_signals();
     sys::raise_descriptor_limit()?;
     let directory = Scratch::for_files()?;
@@ -201,28 +183,23 @@ pub fn run(options: &Options) -> Result<()> {
         directory: directory.path(),
         options,
         pace,
-        end: begin + limit - ONE_CELL.min(limit / 2),
+        end: common.end(begin),
         servers: Vec::new(),
-        results: Results::new(results::setting(pace.throughput.pairs, options.quick)),
+        results,
         progress: place::progress_bar(),
     };
-    if let Err(error) = bench.measure_all() {
+    if let Err(error) = bench.measure_all(&cells) {
         bench.skip(format!("the rest: {error:#}"));
     }
     bench.progress.finish_and_clear();
     let mut results = bench.results;
-    results.setting.seconds = begin.elapsed().as_secs();
-    report::conclude_relay(&results, &options.out, options.allow_skip)
+    results.setting.seconds += begin.elapsed().as_secs();
+    report::conclude_relay(&results, &common.out, common.allow_skip)
 }
 
 impl Bench<'_> {
-    fn measure_all(&mut self) -> Result<()> {
-        let asked = &self.options.parts;
-        let parts: Vec<Part> = ALL_PARTS
-            .into_iter()
-            .filter(|part| asked.is_empty() || asked.contains(part))
-            .collect();
-        let cells = self.cells();
+    fn measure_all(&mut self, cells: &[Cell]) -> Result<()> {
+        let parts = self.parts();
         let kinds = self.kinds();
         self.plan(&parts, cells.len(), kinds.len());
         for part in parts {
@@ -232,7 +209,7 @@ impl Bench<'_> {
             match part {
                 Part::Throughput => {
                     self.rig.moderate(Moderation::Off, SINK_MODERATION)?;
-                    self.throughput(&cells)?;
+                    self.throughput(cells)?;
                 }
                 Part::Latency => {
                     self.rig.moderate(Moderation::Off, Moderation::Off)?;
@@ -253,18 +230,13 @@ impl Bench<'_> {
         Ok(())
     }
 
-    fn cells(&self) -> Vec<Cell> {
-        let wanted = |cell: &Cell| {
-            let name = cell.to_string();
-            if self.options.cells.is_empty() {
-                return !self.options.quick || (cell.payload_bytes == 172 && cell.flows <= 16);
-            }
-            self.options
-                .cells
-                .iter()
-                .any(|part| name.contains(part.as_str()))
+    fn parts(&self) -> Vec<Part> {
+        let asked = &self.options.parts;
+        let wanted = |part: &Part| match self.options.common.again {
+            true => *part == Part::Throughput,
+            false => asked.is_empty() || asked.contains(part),
         };
-        results::all_cells().into_iter().filter(wanted).collect()
+        ALL_PARTS.into_iter().filter(wanted).collect()
     }
 
     fn kinds(&self) -> Vec<ServerKind> {
@@ -326,7 +298,7 @@ impl Bench<'_> {
     }
 
     fn program(&self) -> Result<PathBuf> {
-        towpath::program(self.options.towpath.as_deref())
+        towpath::program(self.options.common.towpath.as_deref())
     }
 
     fn skip(&mut self, what: String) {
@@ -340,7 +312,7 @@ impl Bench<'_> {
             // Time that a cell leaves over is for those after it.
             let left = self.end.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                let minutes = self.options.minutes;
+                let minutes = self.options.common.minutes;
                 self.skip(format!("{cell}: {minutes} minutes were over"));
                 continue;
             }
@@ -361,7 +333,7 @@ impl Bench<'_> {
             self.replace_failed(&cell.to_string(), failures)?;
             self.progress
                 .suspend(|| print!("{}", report::throughput_rows(&throughput)));
-            self.results.throughput.push(throughput);
+            again::keep(&mut self.results, throughput);
         }
         let slowest = self.results.throughput.iter().filter_map(|throughput| {
             let forwarder = throughput.servers.get("forwarder")?;
@@ -370,8 +342,10 @@ impl Bench<'_> {
         });
         let too_slow: Vec<String> = slowest
             .filter(|(_, cost)| *cost >= YARDSTICK_NS_PER_PACKET)
-            .map(|(cell, cost)| format!("a yardstick for {cell}: the forwarder took {cost:.0} ns"))
+            .map(|(cell, cost)| format!("{NO_YARDSTICK} {cell}: the forwarder took {cost:.0} ns"))
             .collect();
+        let skipped = &mut self.results.skipped;
+        skipped.retain(|skipped| !skipped.starts_with(NO_YARDSTICK));
         for what in too_slow {
             self.skip(what);
         }

@@ -96,11 +96,7 @@ pub fn throughput_rows(throughput: &Throughput) -> String {
         let value = |of: fn(&Round) -> f64| median_of(&carried.rounds, of).unwrap_or(f64::NAN);
         let (server_ns, loss) = (value(Round::server_ns_per_packet), value(Round::loss));
         let (busy, p99) = (value(|round| round.spent.busy), value(|round| round.p99_us));
-        let disturbed = carried
-            .rounds
-            .iter()
-            .filter(|round| round.spent.is_disturbed())
-            .count();
+        let disturbed = carried.disturbed_rounds();
         let overload_p99 = median_of(&carried.overload, |round| round.p99_us).unwrap_or(f64::NAN);
         let share = plain(carried.overload_share(), 2);
         let _ = writeln!(
@@ -280,6 +276,19 @@ fn throughput_page(text: &mut String, results: &Results) {
         }
     }
     text.push_str("\n\\* the generator's limit, not the server's.\n");
+    repeated_cells(text, results);
+}
+
+/// Names the cells that were measured again.
+fn repeated_cells(text: &mut String, results: &Results) {
+    for Throughput { cell, again_at, .. } in &results.throughput {
+        if let Some(commit) = again_at {
+            let _ = writeln!(
+                text,
+                "\n{cell}: measured again at commit {commit}, as something else had disturbed most rounds."
+            );
+        }
+    }
 }
 
 fn latency_page(text: &mut String, results: &Results) {

@@ -46,6 +46,9 @@ pub struct Throughput {
     pub cell: Cell,
     /// By server.
     pub servers: BTreeMap<String, Carried>,
+    /// The commit this cell was measured again at, because something had disturbed it.
+    #[serde(default)]
+    pub again_at: Option<String>,
 }
 
 /// How one server carried a cell.
@@ -66,6 +69,12 @@ pub struct Carried {
 }
 
 impl Carried {
+    /// Rounds at the highest rate that something else disturbed.
+    pub fn disturbed_rounds(&self) -> usize {
+        let disturbed = |round: &&Round| round.spent.is_disturbed();
+        self.rounds.iter().filter(disturbed).count()
+    }
+
     /// Packets per CPU second, round by round.
     pub fn packets_per_cpu_second(&self) -> Vec<f64> {
         self.rounds
@@ -244,7 +253,6 @@ pub fn setting(pairs: usize, quick: bool) -> Setting {
         .next()
         .unwrap_or_default()
         .to_owned();
-    let changed = !git(&["status", "--porcelain", "--untracked-files=no"]).is_empty();
     let started = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |time| time.as_secs());
@@ -252,13 +260,19 @@ pub fn setting(pairs: usize, quick: bool) -> Setting {
         cpu: cpu::model(),
         cpus: cpu::count(),
         kernel,
-        commit: git(&["rev-parse", "--short=12", "HEAD"]) + if changed { "+" } else { "" },
+        commit: commit(),
         started,
         seconds: 0,
         pairs,
         quick,
         servers: BTreeMap::new(),
     }
+}
+
+/// Commit of the source; ends in "+" where files were changed since.
+pub fn commit() -> String {
+    let changed = !git(&["status", "--porcelain", "--untracked-files=no"]).is_empty();
+    git(&["rev-parse", "--short=12", "HEAD"]) + if changed { "+" } else { "" }
 }
 
 fn git(arguments: &[&str]) -> String {
@@ -393,7 +407,7 @@ fn push(figures: &mut Vec<Figure>, name: String, summary: Option<Summary>, targe
 }
 
 fn throughput_figures(figures: &mut Vec<Figure>, driver: &str, throughput: &Throughput) {
-    let Throughput { cell, servers } = throughput;
+    let Throughput { cell, servers, .. } = throughput;
     let rates = |server: &str| servers.get(server).map(Carried::packets_per_cpu_second);
     let Some(own) = rates(driver) else { return };
     let bulk = cell.burst > 1 || cell.flows == 1;
@@ -435,7 +449,7 @@ fn throughput_figures(figures: &mut Vec<Figure>, driver: &str, throughput: &Thro
 pub fn kernel_figures(results: &Results) -> Vec<Figure> {
     let mut figures = Vec::new();
     let mut to_coturn = Vec::new();
-    for Throughput { cell, servers } in &results.throughput {
+    for Throughput { cell, servers, .. } in &results.throughput {
         let rates = |server: &str| servers.get(server).map(Carried::packets_per_cpu_second);
         let Some(own) = rates(KERNEL_PATH) else {
             continue;

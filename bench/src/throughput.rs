@@ -235,7 +235,15 @@ pub fn measure(
         by_name.insert(server.name.to_owned(), carried);
     }
     let servers = by_name;
-    Ok((Throughput { cell, servers }, failures))
+    let again_at = None;
+    Ok((
+        Throughput {
+            cell,
+            servers,
+            again_at,
+        },
+        failures,
+    ))
 }
 
 impl Stage<'_> {

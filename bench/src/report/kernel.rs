@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{figures_rows, kilo, median_of, plain, ratio_to};
+use super::{figures_rows, kilo, median_of, plain, ratio_to, repeated_cells};
 use crate::load::Round;
 use crate::programs::Programs;
 use crate::results::{self, Carried, MINIMAL, Results, USERSPACE};
@@ -93,6 +93,7 @@ fn throughput(text: &mut String, results: &Results) {
         }
     }
     text.push_str("\n\\* the generator's limit, not the server's.\n");
+    repeated_cells(text, results);
 }
 
 fn lost(carried: &Carried) -> (u64, u64) {
