@@ -1,6 +1,6 @@
 //! coturn's own client relays through every server and loses nothing: channels and Send
 //! indications, to an echoing peer and between clients, with EVEN-PORT and reservations (all but
-//! `-c`), over both families and across them.
+//! `-c`), over both families, across them and with allocations in both (`-Z`).
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -65,6 +65,10 @@ macro_rules! matrix {
             v6_relay_between_clients_over_v6: ["-y", "-x"], V6, None;
             v4_relay_from_a_v6_client: ["-c"], V6, Some(V4);
             v4_relay_asked_for_over_v6: ["-X"], V6, Some(V4);
+            dual_allocations_to_a_v4_peer: ["-Z", "-c"], V4, Some(V4);
+            dual_allocations_to_a_v6_peer: ["-Z", "-c"], V4, Some(V6);
+            dual_allocations_by_send_over_v6: ["-Z", "-c", "-s"], V6, Some(V6);
+            dual_allocations_between_clients: ["-Z", "-c", "-y"], V4, None;
             padded_channels: ["-c", "-D"], V4, Some(V4);
             extra_requests: ["-c", "-G"], V4, Some(V4);
         }})*

@@ -54,7 +54,7 @@ struct Session {
     sha256: bool,
     nonce: Option<Vec<u8>>,
     algorithms: Option<Vec<u8>>,
-    relayed: Option<SocketAddr>,
+    relayed: Vec<SocketAddr>,
     permitted: Vec<SocketAddr>,
     channels: Vec<(u16, SocketAddr)>,
     sent: BTreeMap<TransactionId, Vec<u8>>,
@@ -90,7 +90,7 @@ impl Client {
                     sha256: dice.one_in(3),
                     nonce: None,
                     algorithms: None,
-                    relayed: None,
+                    relayed: Vec::new(),
                     permitted: Vec::new(),
                     channels: Vec::new(),
                     sent: BTreeMap::new(),
@@ -179,7 +179,7 @@ struct Turn<'a> {
 
 impl Session {
     fn act(&mut self, turn: &mut Turn<'_>) -> Vec<Vec<u8>> {
-        let weights = if self.relayed.is_some() {
+        let weights = if !self.relayed.is_empty() {
             [2, 6, 14, 12, 24, 30, 6, 2, 1, 1, 5, 2]
         } else {
             [60, 2, 2, 2, 2, 2, 8, 2, 1, 1, 5, 6]
@@ -240,7 +240,7 @@ impl Session {
 
     fn forget(&mut self) {
         self.nonce = None;
-        self.relayed = None;
+        self.relayed.clear();
         self.permitted.clear();
         self.channels.clear();
         self.sent.clear();
@@ -286,7 +286,8 @@ impl Session {
         if let Some(lifetime) = lifetime {
             request.put(attribute::LIFETIME, &lifetime.to_be_bytes());
         }
-        if turn.dice.one_in(20) {
+        let sides = if self.relayed.len() == 2 { 2 } else { 20 };
+        if turn.dice.one_in(sides) {
             let family = *turn.dice.pick(&[1, 2]);
             request.put(attribute::REQUESTED_ADDRESS_FAMILY, &[family, 0, 0, 0]);
         }
@@ -381,7 +382,11 @@ impl Session {
     /// A peer: mostly one that may be reached.
     fn some_peer(&self, turn: &mut Turn<'_>) -> SocketAddr {
         let plan = turn.plan;
-        let family = self.relayed.is_none_or(|relayed| relayed.is_ipv4());
+        let family = match self.relayed[..] {
+            [] => true,
+            [relayed] => relayed.is_ipv4(),
+            [..] => turn.dice.one_in(2),
+        };
         for _ in 0..4 {
             let peer = match turn.dice.weighted(&[12, 6, 2, 2, 1]) {
                 0 => *turn.dice.pick(&plan.peers),
@@ -531,18 +536,23 @@ impl Session {
                 if let Some(token) = answer.find(attribute::RESERVATION_TOKEN) {
                     turn.ledger.publish_token(self.user, token);
                 }
-                self.relayed = answer.address(attribute::XOR_RELAYED_ADDRESS);
-                if let Some(relayed) = self.relayed {
-                    turn.ledger.publish(relayed);
+                let relayed = answer.addresses(attribute::XOR_RELAYED_ADDRESS);
+                self.relayed = relayed.into_iter().flatten().collect();
+                for relayed in &self.relayed {
+                    turn.ledger.publish(*relayed);
                 }
                 self.edges
                     .extend(answer.number(attribute::LIFETIME).map(seconds));
             }
             kind::REFRESH => {
                 if answer.number(attribute::LIFETIME) == Some(0) {
-                    self.relayed = None;
-                    self.permitted.clear();
-                    self.channels.clear();
+                    let family = request.find(attribute::REQUESTED_ADDRESS_FAMILY);
+                    let stays = |address: &SocketAddr| {
+                        family.is_some_and(|family| (family[0] == 1) != address.is_ipv4())
+                    };
+                    self.relayed.retain(stays);
+                    self.permitted.retain(stays);
+                    self.channels.retain(|(_, peer)| stays(peer));
                 }
                 self.edges
                     .extend(answer.number(attribute::LIFETIME).map(seconds));
@@ -580,7 +590,7 @@ impl Session {
     ) -> Option<Vec<u8>> {
         let code = answer.error_code()?;
         if code == 437 && request.kind != kind::ALLOCATE {
-            self.relayed = None;
+            self.relayed.clear();
         }
         if !matches!(code, 401 | 438) {
             return None;
@@ -626,6 +636,10 @@ fn wish_for_a_port(dice: &mut Dice, request: &mut Builder) {
         1 => drop(request.put(attribute::REQUESTED_ADDRESS_FAMILY, &[1, 0, 0, 0])),
         2 => drop(request.put(attribute::REQUESTED_ADDRESS_FAMILY, &[2, 0, 0, 0])),
         _ => drop(request.put(attribute::REQUESTED_ADDRESS_FAMILY, &[9, 0, 0, 0])),
+    }
+    if dice.one_in(4) {
+        let family = if dice.one_in(12) { 1 } else { 2 };
+        request.put(attribute::ADDITIONAL_ADDRESS_FAMILY, &[family, 0, 0, 0]);
     }
     if dice.one_in(4) {
         let reserve = if dice.one_in(2) { 0x80 } else { 0 };

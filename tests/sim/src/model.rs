@@ -118,19 +118,45 @@ pub type Expectation = Vec<Alternative>;
 pub struct Allocation {
     /// Who made it.
     pub user: String,
-    /// The local address its port is bound to.
-    pub local: SocketAddr,
-    /// The address that was handed out.
-    pub relayed: SocketAddr,
-    /// When it ends unless it is refreshed.
-    pub expires: Timestamp,
+    /// Its relayed addresses: one, or one of each family.
+    pub addresses: Vec<Address>,
     /// The peers' IPs, and until when.
     pub permissions: BTreeMap<IpAddr, Timestamp>,
     /// The channels' peers, and until when.
     pub channels: BTreeMap<u16, (SocketAddr, Timestamp)>,
     made_by: TransactionId,
     answer: Vec<u8>,
+    /// One of two addresses has ended: a retransmitted request is answered in another way.
+    is_less: bool,
+}
+
+/// A relayed address of an allocation.
+#[derive(Clone, Debug)]
+pub struct Address {
+    /// The local address its port is bound to.
+    pub local: SocketAddr,
+    /// When it ends unless it is refreshed.
+    pub expires: Timestamp,
     deleted: bool,
+}
+
+impl Allocation {
+    /// When it ends unless it is refreshed.
+    pub fn expires(&self) -> Timestamp {
+        let ends = self.addresses.iter().map(|address| address.expires);
+        ends.max().expect("an allocation has an address")
+    }
+
+    /// The relayed address of a family.
+    pub fn of_family(&self, v4: bool) -> Option<&Address> {
+        let mut addresses = self.addresses.iter();
+        addresses.find(|address| address.local.is_ipv4() == v4)
+    }
+
+    fn at(&self, local: SocketAddr) -> Option<&Address> {
+        let mut addresses = self.addresses.iter();
+        addresses.find(|address| address.local == local)
+    }
 }
 
 /// The state of the reference.
@@ -291,15 +317,19 @@ impl Model {
             UnusableDatagram,
         ]);
         let flow = self.ports.get(&local);
-        let found = flow.and_then(|flow| Some((*flow, self.allocations.get(flow)?)));
-        let (Some((flow, allocation)), (reachable, peer)) = (found, self.peer_of(now, remote))
+        let found = flow.and_then(|flow| {
+            let allocation = self.allocations.get(flow)?;
+            Some((*flow, allocation, allocation.at(local)?))
+        });
+        let (Some((flow, allocation, address)), (reachable, peer)) =
+            (found, self.peer_of(now, remote))
         else {
             return vec![drop];
         };
         let permission = allocation.permissions.get(&peer.ip());
         let may = self
             .rules
-            .alive(now, allocation.expires)
+            .alive(now, address.expires)
             .and(permission.map_or(Alive::No, |until| self.rules.alive(now, *until)))
             .and(reachable);
         let bound = |(_, bound): &(&u16, &(SocketAddr, Timestamp))| {
@@ -331,10 +361,18 @@ impl Model {
         let opening = self.opening.get(&flow).expect("a port was being opened");
         let request = opening.request.clone();
         let request = Box::new(request);
+        let success = Alternative::Success(flow, request.clone());
         if opened {
-            return vec![Alternative::Success(flow, request)];
+            let has_v6 = self.relay_address_for(flow, false).is_some();
+            let wants_v6 = requests::wants_both(&request) && local.is_ipv4() && has_v6;
+            let then_v6 = wants_v6.then_some(Alternative::Opening(flow, request));
+            return then_v6.into_iter().chain([success]).collect();
         }
         self.ports.remove(&local);
+        if self.ports.values().any(|other| *other == flow) {
+            // The other family's port is open.
+            return vec![Alternative::Opening(flow, request), success];
+        }
         let refused = Alternative::Error(508, flow, request.clone());
         if request.find(attribute::RESERVATION_TOKEN).is_some() {
             // Another port would not be the reserved one.
@@ -365,13 +403,16 @@ impl Model {
         let Some((peer, until)) = allocation.channels.get(&number) else {
             return vec![not_bound];
         };
+        let Some(address) = allocation.of_family(peer.is_ipv4()) else {
+            return vec![not_bound];
+        };
         let permission = allocation.permissions.get(&peer.ip());
         let may = self
             .rules
-            .alive(now, allocation.expires)
+            .alive(now, address.expires)
             .and(self.rules.alive(now, *until))
             .and(permission.map_or(Alive::No, |until| self.rules.alive(now, *until)));
-        let mut expected = self.forward(now, may, allocation, *peer, data);
+        let mut expected = self.forward(now, may, address.local, *peer, data);
         if overlong || may != Alive::Yes {
             expected.push(not_bound);
         }
@@ -404,12 +445,15 @@ impl Model {
         let (Some(peer), Some(data)) = (peer, message.find(attribute::DATA)) else {
             return refused;
         };
+        let Some(address) = allocation.of_family(peer.is_ipv4()) else {
+            return refused;
+        };
         let permission = allocation.permissions.get(&peer.ip());
         let may = self
             .rules
-            .alive(now, allocation.expires)
+            .alive(now, address.expires)
             .and(permission.map_or(Alive::No, |until| self.rules.alive(now, *until)));
-        let mut expected = self.forward(now, may, allocation, peer, data);
+        let mut expected = self.forward(now, may, address.local, peer, data);
         if unknown || peer.port() == 0 {
             expected = refused;
         } else if message.find(attribute::DONT_FRAGMENT).is_some() {
@@ -426,14 +470,13 @@ impl Model {
         &self,
         now: Timestamp,
         may: Alive,
-        allocation: &Allocation,
+        source: SocketAddr,
         peer: SocketAddr,
         data: &[u8],
     ) -> Expectation {
         let (reachable, destination) = self.route(now, peer);
         let mut expected = Vec::new();
         if may.and(reachable) != Alive::No {
-            let source = allocation.local;
             let payload = data.to_vec();
             expected.push(Alternative::Datagram(Sent {
                 source,
@@ -488,9 +531,11 @@ impl Model {
     /// Nothing that has ended for sure is still there.
     pub fn check_ended(&self, now: Timestamp) {
         for (flow, allocation) in &self.allocations {
+            let ended =
+                |address: &Address| address.deleted || now >= address.expires + self.rules.slack;
             assert!(
-                now < allocation.expires + self.rules.slack && !allocation.deleted,
-                "the port of {flow:?} is open although its allocation has ended: {allocation:?}"
+                !allocation.addresses.iter().any(ended),
+                "a port of {flow:?} is open although its allocation has ended: {allocation:?}"
             );
         }
     }
@@ -552,7 +597,9 @@ impl Model {
                 self.totals.bytes_to_clients += data.len() as u64;
             }
             Alternative::Success(flow, request) => {
-                self.succeeded(now, *flow, request, &observed.sent[0].payload);
+                let closes = |change: &PortChange| matches!(change, PortChange::Close(_));
+                let closes = observed.ports.iter().any(closes);
+                self.succeeded(now, *flow, request, &observed.sent[0].payload, closes);
             }
             Alternative::Error(code, flow, request) => {
                 self.failed(now, *code, *flow, request, &observed.sent[0].payload);
@@ -588,20 +635,39 @@ impl Model {
         };
         // Where another port is tried, the request is the one that came first.
         self.opening.entry(*flow).or_insert(opening);
-        let ports = self.ports.values().filter(|other| *other == flow).count();
-        assert_eq!(ports, 1, "two ports are opened for {flow:?}");
+        let ports = self.ports.iter().filter(|(_, other)| *other == flow);
+        let families: Vec<bool> = ports.map(|(port, _)| port.is_ipv4()).collect();
+        let both = requests::wants_both(request) && families == [true, false];
+        assert!(
+            both || families.len() == 1,
+            "two ports are opened for {flow:?}"
+        );
     }
 
     fn check_close(&mut self, now: Timestamp, local: SocketAddr) {
         let flow = self.ports.remove(&local);
         let flow = flow.unwrap_or_else(|| panic!("{local} is closed although it is not open"));
-        let Some(allocation) = self.allocations.remove(&flow) else {
+        let Some(allocation) = self.allocations.get_mut(&flow) else {
             panic!("{local} is closed while it is being opened for {flow:?}");
         };
+        let address = allocation.at(local).expect("its ports are its own");
         assert!(
-            allocation.deleted || allocation.expires <= now,
-            "the port of {flow:?} is closed before its allocation ends: {allocation:?}"
+            address.deleted || address.expires <= now,
+            "a port of {flow:?} is closed before its allocation ends: {allocation:?}"
         );
+        allocation
+            .addresses
+            .retain(|address| address.local != local);
+        if allocation.addresses.is_empty() {
+            self.allocations.remove(&flow);
+            return;
+        }
+        // RFC 8656 §8.1: what belongs to the other family stays.
+        let stays = |ip: IpAddr| ip.is_ipv4() != local.is_ipv4();
+        allocation.permissions.retain(|ip, _| stays(*ip));
+        allocation.channels.retain(|_, (peer, _)| stays(peer.ip()));
+        allocation.is_less = true;
+        self.count("one of two addresses ended");
     }
 
     fn cover(&mut self, found: &Alternative) {

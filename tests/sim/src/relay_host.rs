@@ -727,6 +727,7 @@ impl Notices {
     fn add(&mut self, notice: &Notice) {
         match notice {
             Notice::AllocationMade { .. } => self.made += 1,
+            Notice::AddressEnded { .. } => {}
             Notice::AllocationEnded { traffic, .. } => {
                 self.ended += 1;
                 self.traffic.packets_to_peers += traffic.packets_to_peers;

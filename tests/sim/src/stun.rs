@@ -75,6 +75,10 @@ pub mod attribute {
     pub const XOR_MAPPED_ADDRESS: u16 = 0x0020;
     /// RESERVATION-TOKEN.
     pub const RESERVATION_TOKEN: u16 = 0x0022;
+    /// ADDITIONAL-ADDRESS-FAMILY.
+    pub const ADDITIONAL_ADDRESS_FAMILY: u16 = 0x8000;
+    /// ADDRESS-ERROR-CODE.
+    pub const ADDRESS_ERROR_CODE: u16 = 0x8001;
     /// PASSWORD-ALGORITHMS.
     pub const PASSWORD_ALGORITHMS: u16 = 0x8002;
     /// FINGERPRINT.

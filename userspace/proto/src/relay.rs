@@ -43,7 +43,7 @@ use crate::nonce::NonceKey;
 use crate::ports::PortPool;
 use crate::slots::Slots;
 use crate::timer::Timers;
-use crate::turn::server::{Allocations, Deleted, FromPeer, Routes, is_in_a_loop};
+use crate::turn::server::{Allocations, Deleted, Relayed, Routes, is_in_a_loop};
 use crate::wire::{Class, Kind, Message, Method, ParseError, classify};
 use crate::{Machine, Timestamp};
 use outbox::Outbox;
@@ -251,9 +251,9 @@ impl Relay {
     }
 
     /// The relayed transport address that clients and peers know.
-    pub(crate) fn relayed(&self, allocation: &crate::turn::server::Allocation) -> SocketAddr {
-        let address = self.config.relay_addresses[usize::from(allocation.address)];
-        SocketAddr::new(address.public, allocation.port)
+    pub(crate) fn public(&self, relayed: &Relayed) -> SocketAddr {
+        let address = self.config.relay_addresses[usize::from(relayed.address)];
+        SocketAddr::new(address.public, relayed.port)
     }
 
     pub(crate) fn notify(&mut self, notice: Notice) {
@@ -290,11 +290,9 @@ impl Machine for Relay {
             }
             Socket::Relayed(_) if is_in_a_loop(datagram.payload) => self.dropped(DropReason::Loop),
             Socket::Relayed(port) => match self.peer_data(now, port, remote) {
-                Ok(FromPeer::Bound(channel)) => {
-                    self.wrap_in_channel_data(now, port, channel, size_of_data(&datagram))
-                }
-                Ok(FromPeer::Permitted(peer)) => {
-                    self.wrap_in_indication(now, port, peer, size_of_data(&datagram))
+                Ok(from) => self.wrap(now, port, from, size_of_data(&datagram)),
+                Err(DropReason::NoSuchPort) => {
+                    self.second_port_data(now, port, remote, size_of_data(&datagram))
                 }
                 Err(reason) => self.dropped(reason),
             },

@@ -113,6 +113,7 @@ mod tests {
                 client: address,
                 server: address,
                 relayed: address,
+                second: None,
             },
             lifetime: Duration::from_secs(600),
         };

@@ -5,13 +5,21 @@ use std::time::Duration;
 
 use towpath_proto::Timestamp;
 
-use super::requests::{algorithm, verify_by};
+use super::requests::{algorithm, verify_by, wants_both};
 use super::time::{CHANNEL_LIFETIME, PERMISSION_LIFETIME};
-use super::{Allocation, Flow, Model, Reservation, is_answer};
+use super::{Address, Allocation, Flow, Model, Reservation, is_answer};
 use crate::stun::{Parsed, attribute, kind};
 
 impl Model {
-    pub(super) fn succeeded(&mut self, now: Timestamp, flow: Flow, request: &Parsed, bytes: &[u8]) {
+    /// `closes` says whether ports were closed with it.
+    pub(super) fn succeeded(
+        &mut self,
+        now: Timestamp,
+        flow: Flow,
+        request: &Parsed,
+        bytes: &[u8],
+        closes: bool,
+    ) {
         let answer = is_answer(bytes, request, kind::SUCCESS).expect("it was found to be one");
         if request.kind == kind::BINDING {
             assert_eq!(
@@ -29,8 +37,8 @@ impl Model {
         }
         self.check_protection(request, &answer);
         match request.kind {
-            kind::ALLOCATE => self.allocated(flow, request, &answer, bytes),
-            kind::REFRESH => self.refreshed(now, flow, request, &answer),
+            kind::ALLOCATE => self.allocated(now, flow, request, &answer, bytes),
+            kind::REFRESH => self.refreshed(now, flow, request, &answer, closes),
             kind::CREATE_PERMISSION => {
                 let allocation = self.allocations.get_mut(&flow);
                 let allocation = allocation.expect("the request was found to fit an allocation");
@@ -67,50 +75,28 @@ impl Model {
         }
     }
 
-    fn allocated(&mut self, flow: Flow, request: &Parsed, answer: &Parsed, bytes: &[u8]) {
-        let relayed = answer
-            .address(attribute::XOR_RELAYED_ADDRESS)
-            .expect("it is told");
+    fn allocated(
+        &mut self,
+        now: Timestamp,
+        flow: Flow,
+        request: &Parsed,
+        answer: &Parsed,
+        bytes: &[u8],
+    ) {
         assert_eq!(
             answer.address(attribute::XOR_MAPPED_ADDRESS),
             Some(flow.client)
         );
         if let Some(allocation) = self.allocations.get(&flow) {
-            assert_eq!(
-                allocation.answer, bytes,
+            assert!(
+                allocation.answer == bytes || allocation.is_less,
                 "a retransmission is answered the same"
             );
             return;
         }
-        let mut opened = self.ports.iter().filter(|(_, other)| **other == flow);
-        let local = *opened.next().expect("a port was opened").0;
-        assert_eq!(opened.next(), None, "one port was opened");
-        if request.find(attribute::RESERVATION_TOKEN).is_none() {
-            let v4 = !matches!(
-                request.find(attribute::REQUESTED_ADDRESS_FAMILY),
-                Some([2, ..])
-            );
-            let (ip, _) = self.relay_address_for(flow, v4).expect("else it is 440");
-            assert_eq!(
-                local.ip(),
-                ip,
-                "the address of the flow or of the family is used"
-            );
-        }
-        let addresses = &self.rules.relay_addresses;
-        let public = addresses
-            .iter()
-            .find(|(ip, _)| *ip == local.ip())
-            .map(|pair| pair.1);
-        assert_eq!(Some(relayed.ip()), public, "the public address is told");
-        assert_eq!(
-            relayed.port(),
-            local.port(),
-            "the port that was opened is told"
-        );
-        if request.find(attribute::EVEN_PORT).is_some() {
-            assert_eq!(relayed.port() % 2, 0, "an even port was asked for");
-        }
+        let opened = self.ports.iter().filter(|(_, other)| **other == flow);
+        let opened: Vec<SocketAddr> = opened.map(|(local, _)| *local).collect();
+        self.check_addresses(now, flow, request, answer, &opened);
         let user = request
             .find(attribute::USERNAME)
             .expect("it was authenticated");
@@ -128,7 +114,7 @@ impl Model {
         let opening = self.opening.remove(&flow);
         let since = opening.expect("its port was being opened").since;
         if let Some(token) = token {
-            let local = SocketAddr::new(local.ip(), local.port() + 1);
+            let local = SocketAddr::new(opened[0].ip(), opened[0].port() + 1);
             let reservation = Reservation {
                 local,
                 user: user.clone(),
@@ -138,35 +124,125 @@ impl Model {
         }
         let lifetime = self.granted(request);
         assert_eq!(answer.number(attribute::LIFETIME), Some(seconds(lifetime)));
+        if wants_both(request) {
+            self.count(["one family of two", "dual"][opened.len() - 1]);
+        }
+        let address = |local| Address {
+            local,
+            expires: since + lifetime,
+            deleted: false,
+        };
         let allocation = Allocation {
             user,
-            local,
-            relayed,
-            expires: since + lifetime,
+            addresses: opened.into_iter().map(address).collect(),
             permissions: Default::default(),
             channels: Default::default(),
             made_by: request.id,
             answer: bytes.to_vec(),
-            deleted: false,
+            is_less: false,
         };
         self.allocations.insert(flow, allocation);
     }
 
-    fn refreshed(&mut self, now: Timestamp, flow: Flow, request: &Parsed, answer: &Parsed) {
+    /// The addresses that a success tells are those of the ports that were opened, and of two families
+    /// the one that is missing is told with its reason.
+    fn check_addresses(
+        &self,
+        now: Timestamp,
+        flow: Flow,
+        request: &Parsed,
+        answer: &Parsed,
+        opened: &[SocketAddr],
+    ) {
+        let told = answer.addresses(attribute::XOR_RELAYED_ADDRESS);
+        assert_eq!(told.len(), opened.len(), "all ports are told: {answer:?}");
+        for (local, relayed) in opened.iter().zip(told) {
+            let relayed = relayed.expect("it is an address");
+            if request.find(attribute::RESERVATION_TOKEN).is_none() {
+                let (ip, _) = self
+                    .relay_address_for(flow, local.is_ipv4())
+                    .expect("else it is 440");
+                assert_eq!(
+                    local.ip(),
+                    ip,
+                    "the address of the flow or of the family is used"
+                );
+            }
+            let addresses = &self.rules.relay_addresses;
+            let public = addresses
+                .iter()
+                .find(|(ip, _)| *ip == local.ip())
+                .map(|pair| pair.1);
+            assert_eq!(Some(relayed.ip()), public, "the public address is told");
+            assert_eq!(
+                relayed.port(),
+                local.port(),
+                "the port that was opened is told"
+            );
+            if request.find(attribute::EVEN_PORT).is_some() {
+                assert_eq!(relayed.port() % 2, 0, "an even port was asked for");
+            }
+        }
+        let v4 = match request.find(attribute::REQUESTED_ADDRESS_FAMILY) {
+            _ if wants_both(request) || request.find(attribute::RESERVATION_TOKEN).is_some() => {
+                None
+            }
+            Some([2, ..]) => Some(false),
+            _ => Some(true),
+        };
+        assert!(
+            v4.is_none_or(|v4| opened.iter().all(|local| local.is_ipv4() == v4)),
+            "{opened:?} are not of the family asked for"
+        );
+        // RFC 8656 §7.2: ADDRESS-ERROR-CODE with 440 or 508, for one of two families.
+        let missing = [true, false]
+            .into_iter()
+            .find(|v4| wants_both(request) && opened.iter().all(|local| local.is_ipv4() != *v4));
+        let refused = answer.find(attribute::ADDRESS_ERROR_CODE);
+        let expected = missing.map(|v4| {
+            let family = if v4 { 1 } else { 2 };
+            let Some((local, _)) = self.relay_address_for(flow, v4) else {
+                return [family, 0, 4, 40];
+            };
+            let even = request.find(attribute::EVEN_PORT).is_some();
+            assert!(
+                self.pool_may_be_empty(now, flow, local, even),
+                "{local} has free ports: {answer:?}"
+            );
+            [family, 0, 5, 8]
+        });
+        assert_eq!(refused, expected.as_ref().map(|value| &value[..]));
+    }
+
+    fn refreshed(
+        &mut self,
+        now: Timestamp,
+        flow: Flow,
+        request: &Parsed,
+        answer: &Parsed,
+        closes: bool,
+    ) {
         let lifetime = self.granted(request);
         let told = answer.number(attribute::LIFETIME);
-        let Some(allocation) = self.allocations.get_mut(&flow) else {
+        let again = self.deleted.contains(&(flow, request.id)) && !closes;
+        let Some(allocation) = self.allocations.get_mut(&flow).filter(|_| !again) else {
             assert_eq!(told, Some(0), "a deletion may be confirmed twice");
             return;
         };
+        let family = request.find(attribute::REQUESTED_ADDRESS_FAMILY);
+        let v4 = family.map(|value| value[0] == 1);
+        let addresses = allocation.addresses.iter_mut();
+        let addresses = addresses.filter(|a| v4.is_none_or(|v4| a.local.is_ipv4() == v4));
         if request.number(attribute::LIFETIME) == Some(0) {
             assert_eq!(told, Some(0));
-            allocation.deleted = true;
+            addresses.for_each(|address| address.deleted = true);
             self.deleted.insert((flow, request.id));
             return;
         }
         assert_eq!(told, Some(seconds(lifetime)));
-        allocation.expires = now + lifetime;
+        // What has expired is not brought back.
+        let addresses = addresses.filter(|address| address.expires > now);
+        addresses.for_each(|address| address.expires = now + lifetime);
     }
 
     /// RFC 8656 §7.2: what was asked for, between the default and the longest.

@@ -13,7 +13,7 @@ use towpath_proto::common::meter::{Class, Direction, OWN_DOWN, OWN_UP};
 use towpath_proto::common::rate::LimitWord;
 use towpath_proto::slots::{Identity, PeerSlot, Slots, Way};
 
-use super::{Alternative, Expectation, Model};
+use super::{Alternative, Expectation, Model, Sent};
 
 /// A limit as it is set.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -262,13 +262,21 @@ impl Model {
 
     /// Who pays for a datagram that is forwarded, and what.
     fn toll(&self, alternative: &Alternative) -> Option<Toll> {
-        let (flow, is_up, payload) = match alternative {
-            Alternative::Datagram(sent) => {
-                (self.ports.get(&sent.source)?, true, sent.payload.len())
+        // The leg between relay and peer is of the peer's family.
+        let (flow, is_up, payload, v4) = match alternative {
+            Alternative::Datagram(Sent {
+                source, payload, ..
+            }) => (
+                self.ports.get(source)?,
+                true,
+                payload.len(),
+                source.is_ipv4(),
+            ),
+            Alternative::OnChannel(number, flow, data) => {
+                let (peer, _) = self.allocations.get(flow)?.channels.get(number)?;
+                (flow, false, data.len(), peer.is_ipv4())
             }
-            Alternative::OnChannel(_, flow, data) | Alternative::Indication(_, flow, data) => {
-                (flow, false, data.len())
-            }
+            Alternative::Indication(peer, flow, data) => (flow, false, data.len(), peer.is_ipv4()),
             Alternative::Drop(_)
             | Alternative::Noticed
             | Alternative::Opening(..)
@@ -277,8 +285,7 @@ impl Model {
             | Alternative::OverLimit(_) => return None,
         };
         let allocation = self.allocations.get(flow)?;
-        // The leg between relay and peer is of the relayed address's family.
-        let headers = if allocation.local.is_ipv4() { 28 } else { 48 };
+        let headers = if v4 { 28 } else { 48 };
         Some(Toll {
             user: allocation.user.clone(),
             is_up,

@@ -92,11 +92,12 @@ impl Model {
         let Some(flow) = self.ports.get(&local) else {
             return Alive::No;
         };
-        let Some(allocation) = self.allocations.get(flow) else {
+        let allocation = self.allocations.get(flow);
+        let Some(address) = allocation.and_then(|allocation| allocation.at(local)) else {
             return Alive::Maybe;
         };
         // The port belongs to the allocation until it is closed.
-        match self.rules.alive(now, allocation.expires) {
+        match self.rules.alive(now, address.expires) {
             Alive::No => Alive::Maybe,
             alive => alive,
         }

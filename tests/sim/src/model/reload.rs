@@ -19,7 +19,9 @@ impl Model {
         for allocation in allocations.values_mut() {
             let user = &allocation.user;
             if before.users.get(user) != self.rules.users.get(user) {
-                allocation.expires = allocation.expires.min(now);
+                for address in &mut allocation.addresses {
+                    address.expires = address.expires.min(now);
+                }
             }
             let stays = |ip| self.judge_peer(ip) != Judged::Denied;
             allocation.permissions.retain(|ip, _| stays(*ip));

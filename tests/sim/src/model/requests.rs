@@ -237,7 +237,7 @@ impl Model {
         } else {
             Judgement::refused([437])
         };
-        match self.rules.alive(now, allocation.expires) {
+        match self.rules.alive(now, allocation.expires()) {
             Alive::Yes => existing,
             Alive::Maybe | Alive::No => existing.or(self.judge_new(now, flow, request, user)),
         }
@@ -259,15 +259,31 @@ impl Model {
                 true
             }
         };
-        let local = self.relay_address_for(flow, wants_v4).map(|pair| pair.0);
-        if local.is_none() {
-            codes.insert(440);
-        }
         let token = request.find(attribute::RESERVATION_TOKEN);
         let even = request.find(attribute::EVEN_PORT);
-        if token.is_some() && (even.is_some() || family.is_some()) {
+        let pair = even.is_some_and(|value| value.first().is_some_and(|r| r & 0x80 != 0));
+        let additional = request.find(attribute::ADDITIONAL_ADDRESS_FAMILY);
+        // RFC 8656 §7.2: these contradict each other, and IPv4 is never the additional family.
+        let contradiction = (token.is_some() && (even.is_some() || family.is_some()))
+            || additional.is_some_and(|value| value.first() != Some(&2))
+            || (additional.is_some() && (token.is_some() || family.is_some() || pair));
+        if contradiction {
             codes.insert(400);
         }
+        let families = match additional {
+            Some(_) => vec![true, false],
+            None => vec![wants_v4],
+        };
+        let locals = families.into_iter();
+        let locals = locals.filter_map(|v4| Some(self.relay_address_for(flow, v4)?.0));
+        let locals: Vec<IpAddr> = locals.collect();
+        if locals.is_empty() {
+            codes.insert(440);
+        }
+        let may_be_empty = |pair| {
+            let mut locals = locals.iter();
+            locals.all(|local| self.pool_may_be_empty(now, flow, *local, pair))
+        };
         if !codes.is_empty() {
             return Judgement::refused(codes).or_code(508).or_code(486);
         }
@@ -277,17 +293,16 @@ impl Model {
         };
         if let Some(token) = token {
             judgement = self.judge_token(now, token, user);
-            if self.pool_may_be_empty(now, flow, local, false) {
+            if may_be_empty(false) {
                 // The shard holds as many ports as it may, its own and others'.
                 judgement = judgement.or_code(508);
             }
-        } else if self.pool_may_be_empty(now, flow, local, even.is_some()) {
+        } else if may_be_empty(even.is_some()) {
             judgement = judgement.or_code(508);
         }
         // A reserved port was counted when it was reserved.
         let limit = self.rules.allocations_per_user;
         if let Some(limit) = limit.filter(|_| token.is_none()) {
-            let pair = even.is_some_and(|value| value.first().is_some_and(|r| r & 0x80 != 0));
             let asked = 1 + usize::from(pair);
             let (least, most) = self.counted_for(now, user);
             if most + asked > limit {
@@ -329,18 +344,18 @@ impl Model {
     }
 
     /// Whether the shard of a flow may have no port left.
-    fn pool_may_be_empty(
+    pub(super) fn pool_may_be_empty(
         &self,
         now: Timestamp,
         flow: Flow,
-        local: Option<IpAddr>,
+        local: IpAddr,
         pair: bool,
     ) -> bool {
         let rules = &self.rules;
         let shard = self.shard_of(flow);
         let in_shard = |(local_port, other): &(&SocketAddr, &Flow)| {
             let home = shard_of_port(local_port.port(), rules.shards);
-            Some(local_port.ip()) == local && (self.shard_of(**other) == shard || home == shard)
+            local_port.ip() == local && (self.shard_of(**other) == shard || home == shard)
         };
         let used = self.ports.iter().filter(in_shard).count();
         let (first, last) = (*rules.port_range.start(), *rules.port_range.end());
@@ -378,7 +393,7 @@ impl Model {
 
     /// Allocations whose end the relay need not have noticed.
     fn ended(&self, now: Timestamp) -> usize {
-        let ended = |allocation: &&Allocation| allocation.expires <= now;
+        let ended = |allocation: &&Allocation| allocation.expires() <= now;
         self.allocations.values().filter(ended).count()
     }
 
@@ -392,12 +407,12 @@ impl Model {
             Judgement::refused([441])
         } else {
             match request.kind {
-                kind::REFRESH => judge_refresh(allocation, request),
+                kind::REFRESH => self.judge_refresh(now, allocation, request),
                 kind::CREATE_PERMISSION => self.judge_permission(now, allocation, request),
                 _ => self.judge_channel(now, allocation, request),
             }
         };
-        match self.rules.alive(now, allocation.expires) {
+        match self.rules.alive(now, allocation.expires()) {
             Alive::Yes => judgement,
             Alive::Maybe => judgement.or(mismatch),
             Alive::No => mismatch,
@@ -418,7 +433,7 @@ impl Model {
         let peers: BTreeSet<IpAddr> = peers.iter().flatten().map(SocketAddr::ip).collect();
         let mut unclear = false;
         for peer in &peers {
-            unclear |= self.judge_peer_for(allocation, *peer, &mut codes);
+            unclear |= self.judge_peer_for(now, allocation, *peer, &mut codes);
         }
         if !codes.is_empty() {
             codes.extend(unclear.then_some(403));
@@ -435,12 +450,13 @@ impl Model {
     /// Adds the codes that refuse a peer; true where it may be refused or not.
     fn judge_peer_for(
         &self,
+        now: Timestamp,
         allocation: &Allocation,
         peer: IpAddr,
         codes: &mut BTreeSet<u16>,
     ) -> bool {
         let judged = self.judge_peer(peer);
-        if peer.is_ipv4() != allocation.relayed.is_ipv4() {
+        if !self.has_family(now, allocation, peer.is_ipv4()) {
             codes.insert(443);
             if judged != Judged::Allowed {
                 codes.insert(403);
@@ -449,6 +465,32 @@ impl Model {
             codes.insert(403);
         }
         judged == Judged::Unclear
+    }
+
+    /// Whether an allocation has a relayed address of a family that has not expired.
+    fn has_family(&self, now: Timestamp, allocation: &Allocation, v4: bool) -> bool {
+        let address = allocation.of_family(v4);
+        address.is_some_and(|address| self.rules.alive(now, address.expires) == Alive::Yes)
+    }
+
+    /// RFC 8656 §8.2: a family that "does not match the address family of the allocation" is a 443.
+    fn judge_refresh(
+        &self,
+        now: Timestamp,
+        allocation: &Allocation,
+        request: &Parsed,
+    ) -> Judgement {
+        let matches = match request.find(attribute::REQUESTED_ADDRESS_FAMILY) {
+            None => true,
+            Some([1, ..]) => self.has_family(now, allocation, true),
+            Some([2, ..]) => self.has_family(now, allocation, false),
+            Some(_) => false,
+        };
+        if matches {
+            Judgement::success()
+        } else {
+            Judgement::refused([443])
+        }
     }
 
     /// Whether permissions for all these peers fit.
@@ -503,7 +545,7 @@ impl Model {
         if !(0x4000..=0x7fff).contains(&number) || peer.port() == 0 {
             codes.insert(400);
         }
-        let mut unclear = self.judge_peer_for(allocation, peer.ip(), &mut codes);
+        let mut unclear = self.judge_peer_for(now, allocation, peer.ip(), &mut codes);
         unclear |= self.rules.own_addresses.contains(&peer.ip());
         let mut maybe_taken = false;
         for (other, (bound, until)) in &allocation.channels {
@@ -547,20 +589,9 @@ impl Model {
     }
 }
 
-fn judge_refresh(allocation: &Allocation, request: &Parsed) -> Judgement {
-    let mut codes = BTreeSet::new();
-    let family = if allocation.relayed.is_ipv4() { 1 } else { 2 };
-    if let Some(asked) = request.find(attribute::REQUESTED_ADDRESS_FAMILY)
-        && asked.first() != Some(&family)
-    {
-        // RFC 8656 §8.2: "does not match the address family of the allocation … 443".
-        codes.extend([443]);
-    }
-    if codes.is_empty() {
-        Judgement::success()
-    } else {
-        Judgement::refused(codes)
-    }
+/// Whether a relayed address of each family is asked for.
+pub(super) fn wants_both(request: &Parsed) -> bool {
+    request.find(attribute::ADDITIONAL_ADDRESS_FAMILY).is_some()
 }
 
 /// Whether an attribute has a length that its type never has. The RFCs say little about it: such a
@@ -573,7 +604,8 @@ fn has_malformed_attributes(request: &Parsed) -> bool {
         attribute::LIFETIME
         | attribute::CHANNEL_NUMBER
         | attribute::REQUESTED_TRANSPORT
-        | attribute::REQUESTED_ADDRESS_FAMILY => value.len() != 4,
+        | attribute::REQUESTED_ADDRESS_FAMILY
+        | attribute::ADDITIONAL_ADDRESS_FAMILY => value.len() != 4,
         _ => false,
     })
 }

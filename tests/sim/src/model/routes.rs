@@ -8,7 +8,7 @@ use towpath_ebpf_common::route::RouteKey;
 use towpath_proto::Timestamp;
 use towpath_proto::relay::RouteTarget;
 
-use super::{Allocation, Flow, Model};
+use super::{Flow, Model};
 use crate::kernel::Kernel;
 
 /// A route may end so much earlier than what it stands for.
@@ -56,16 +56,20 @@ impl Model {
     fn ways(&self) -> BTreeMap<RouteKey, Way> {
         let mut ways = BTreeMap::new();
         for (flow, allocation) in &self.allocations {
-            if allocation.deleted || self.rules.own_addresses.contains(&flow.client.ip()) {
+            if self.rules.own_addresses.contains(&flow.client.ip()) {
                 continue;
             }
             for (number, (peer, until)) in &allocation.channels {
                 let Some(permitted) = allocation.permissions.get(&peer.ip()) else {
                     continue;
                 };
-                let end = allocation.expires.min(*until).min(*permitted);
+                let address = allocation.of_family(peer.is_ipv4());
+                let Some(address) = address.filter(|address| !address.deleted) else {
+                    continue;
+                };
+                let end = address.expires.min(*until).min(*permitted);
                 if !self.rules.own_addresses.contains(&peer.ip()) {
-                    ways.extend(both_ways(flow, allocation, *number, *peer, end));
+                    ways.extend(both_ways(flow, address.local, *number, *peer, end));
                 }
             }
         }
@@ -75,13 +79,13 @@ impl Model {
 
 fn both_ways(
     flow: &Flow,
-    allocation: &Allocation,
+    relayed: SocketAddr,
     number: u16,
     peer: SocketAddr,
     end: Timestamp,
 ) -> [(RouteKey, Way); 2] {
     let to_peer = Way {
-        source: allocation.local,
+        source: relayed,
         destination: peer,
         channel: 0,
         end,
@@ -94,7 +98,7 @@ fn both_ways(
     };
     [
         (RouteKey::new(flow.client, flow.server, number), to_peer),
-        (RouteKey::new(peer, allocation.local, 0), to_client),
+        (RouteKey::new(peer, relayed, 0), to_client),
     ]
 }
 

@@ -179,10 +179,10 @@ impl RelayAddress {
 /// Limits on what clients can make a relay keep.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RelayLimits {
-    /// Allocations of one shard.
+    /// Allocations of one shard; one with a relayed address of each family counts twice.
     pub max_allocations: u32,
     /// Allocations of one user over all shards, ports that wait reserved for another one included;
-    /// `None` for no limit.
+    /// `None` for no limit. One with a relayed address of each family is one.
     pub allocations_per_user: Option<u32>,
     /// Permissions of one allocation.
     pub max_permissions: u16,

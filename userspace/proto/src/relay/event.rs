@@ -130,6 +130,15 @@ pub enum Notice {
         /// How long it lasts unless it is refreshed.
         lifetime: Duration,
     },
+    /// One of the two relayed addresses of an allocation ended.
+    AddressEnded {
+        /// Who had it, with what is left.
+        owner: AllocationOwner,
+        /// The address, as the client was told.
+        ended: SocketAddr,
+        /// Why it ended.
+        reason: EndReason,
+    },
     /// An allocation ended.
     AllocationEnded {
         /// Who had it.
@@ -152,6 +161,8 @@ pub struct AllocationOwner {
     pub server: SocketAddr,
     /// The relayed transport address, as the client was told.
     pub relayed: SocketAddr,
+    /// The one of the other family, if there are two.
+    pub second: Option<SocketAddr>,
 }
 
 /// What an allocation relayed: datagrams and payload bytes.

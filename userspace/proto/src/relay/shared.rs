@@ -136,6 +136,13 @@ impl RelayShared {
         reservations.remove(&token)
     }
 
+    /// Keeps another port under a token; gives back the one before. `None` where the token has ended.
+    pub(crate) fn move_reservation(&self, token: [u8; 8], port: u16) -> Option<u16> {
+        let mut reservations = lock(&self.reservations);
+        let reservation = reservations.get_mut(&token)?;
+        Some(std::mem::replace(&mut reservation.port, port))
+    }
+
     /// Ends a reservation nobody claimed.
     pub(crate) fn end_reservation(&self, token: [u8; 8]) -> Option<Reservation> {
         lock(&self.reservations).remove(&token)

@@ -3,6 +3,7 @@
 mod allocate;
 mod authentication;
 mod bindings;
+mod dual;
 mod forwarding;
 mod lab;
 mod metering;

@@ -14,8 +14,7 @@ mod refresh;
 mod routes;
 
 pub(crate) use address::Flow;
-pub(crate) use allocation::{Allocation, Allocations};
-pub(crate) use data::FromPeer;
+pub(crate) use allocation::{Allocations, Relayed};
 pub(crate) use end::Deleted;
 pub(crate) use nesting::is_in_a_loop;
 pub(crate) use routes::Routes;

@@ -104,15 +104,40 @@ fn log(shard: usize, notice: &Notice) {
                 client,
                 server,
                 relayed,
+                second,
             } = owner;
             tracing::info!(
                 user = &**user,
                 %client,
                 %server,
                 %relayed,
+                second = second.map(tracing::field::display),
                 lifetime_s = lifetime.as_secs(),
                 shard,
                 "allocation made"
+            );
+        }
+        Notice::AddressEnded {
+            owner,
+            ended,
+            reason,
+        } => {
+            let AllocationOwner {
+                user,
+                client,
+                server,
+                relayed,
+                second: _,
+            } = owner;
+            tracing::info!(
+                user = &**user,
+                %client,
+                %server,
+                %ended,
+                %relayed,
+                reason = reason.name(),
+                shard,
+                "one of two relayed addresses ended"
             );
         }
         Notice::AllocationEnded {
@@ -125,12 +150,14 @@ fn log(shard: usize, notice: &Notice) {
                 client,
                 server,
                 relayed,
+                second,
             } = owner;
             tracing::info!(
                 user = &**user,
                 %client,
                 %server,
                 %relayed,
+                second = second.map(tracing::field::display),
                 reason = reason.name(),
                 packets_to_peers = traffic.packets_to_peers,
                 bytes_to_peers = traffic.bytes_to_peers,

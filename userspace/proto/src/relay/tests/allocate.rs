@@ -7,7 +7,7 @@ use crate::Machine;
 use crate::machine::{PortId, Socket};
 use crate::relay::*;
 use crate::wire::attribute::{
-    AdditionalAddressFamily, AddressErrorCode, EvenPort, Family, Lifetime, RequestedAddressFamily,
+    AdditionalAddressFamily, EvenPort, Family, Lifetime, RequestedAddressFamily,
     RequestedTransport, ReservationToken, UnknownAttributes, XorMappedAddress, XorRelayedAddress,
 };
 use crate::wire::{AttributeType, Message, Method};
@@ -85,6 +85,44 @@ fn second_allocate_for_a_5_tuple_is_refused_with_437() {
     let mut lab = lab();
     lab.allocate(CLIENT);
     assert_eq!(code(&lab.request(CLIENT, Method::ALLOCATE, &[udp()])), 437);
+    assert_eq!(lab.open.len(), 1);
+}
+
+// RFC 8656 §7.2: the 5-tuple is what counts, whoever asks: 437 and not 441.
+#[test]
+fn allocate_of_another_user_for_a_5_tuple_in_use_is_refused_with_437() {
+    let mut lab = lab();
+    lab.allocate(CLIENT);
+    let request = lab.signed_by("bob", "other", CLIENT, Method::ALLOCATE, &[udp()]);
+    assert_eq!(code(&lab.ask(CLIENT, &request).unwrap()), 437);
+    assert_eq!(code(&lab.request(CLIENT, Method::REFRESH, &[])), 0);
+}
+
+// RFC 8656 §18: LIFETIME has 4 bytes, EVEN-PORT 1, RESERVATION-TOKEN 8, the families 4.
+#[test]
+fn attributes_of_a_wrong_length_are_a_bad_request() {
+    let mut lab = lab();
+    for kind in [
+        AttributeType::LIFETIME,
+        AttributeType::EVEN_PORT,
+        AttributeType::RESERVATION_TOKEN,
+        AttributeType::REQUESTED_ADDRESS_FAMILY,
+        AttributeType::ADDITIONAL_ADDRESS_FAMILY,
+    ] {
+        let malformed = (kind, vec![2; 3]);
+        let answer = lab.request(CLIENT, Method::ALLOCATE, &[udp(), malformed]);
+        assert_eq!(code(&answer), 400, "{kind}");
+    }
+    lab.allocate(CLIENT);
+    for kind in [
+        AttributeType::LIFETIME,
+        AttributeType::REQUESTED_ADDRESS_FAMILY,
+    ] {
+        let answer = lab.request(CLIENT, Method::REFRESH, &[(kind, vec![2; 3])]);
+        assert_eq!(code(&answer), 400, "{kind}");
+    }
+    let unknown = (AttributeType(0x7001), vec![]);
+    assert_eq!(code(&lab.request(CLIENT, Method::REFRESH, &[unknown])), 420);
     assert_eq!(lab.open.len(), 1);
 }
 
@@ -169,19 +207,18 @@ fn family_without_a_relay_address_is_refused_with_440() {
     );
 }
 
-// RFC 8656 §7.2: success for one family of two says what became of the other.
+// RFC 8656 §7.2: "If the REQUESTED-ADDRESS-FAMILY attribute is absent and the server does not support
+// the IPv4 address family, the server MUST include … 440".
 #[test]
-fn second_family_is_refused_beside_the_first_that_is_granted() {
-    let mut lab = lab();
-    let both = [udp(), raw(&AdditionalAddressFamily(Family::V6))];
-    let answer = lab.request(CLIENT, Method::ALLOCATE, &both);
-    assert!(relayed(&answer).is_ipv4());
-    let refused = Message::parse(&answer)
-        .unwrap()
-        .get::<AddressErrorCode<'_>>()
-        .unwrap()
-        .unwrap();
-    assert_eq!((refused.family, refused.code.number()), (Family::V6, 440));
+fn ipv4_is_what_is_meant_without_a_family_also_where_there_is_none() {
+    let mut config = config();
+    config.relay_addresses.remove(0);
+    let mut lab = Lab::new(config);
+    for client in [CLIENT, "[2600::77]:1"] {
+        assert_eq!(code(&lab.request(client, Method::ALLOCATE, &[udp()])), 440);
+        let v6 = [udp(), family(Family::V6)];
+        assert_eq!(code(&lab.request(client, Method::ALLOCATE, &v6)), 0);
+    }
 }
 
 #[test]
@@ -229,6 +266,27 @@ fn even_port_gives_an_even_port() {
         assert_eq!(relayed(&answer).port() % 2, 0);
         assert_eq!(token(&answer), None);
     }
+}
+
+// RFC 8656 §7.2: "If the server cannot satisfy the request, then the server rejects the request with a
+// 508 (Insufficient Capacity) error."
+#[test]
+fn even_port_without_a_free_even_port_or_pair_is_refused_with_508() {
+    let mut config = config();
+    config.port_range = 50_000..=50_003;
+    let mut lab = Lab::new(config);
+    let client = |n: u16| format!("198.18.0.1:{n}");
+    let first = lab.request(&client(1), Method::ALLOCATE, &[udp(), even(true)]);
+    assert_eq!(code(&first), 0);
+    let second = lab.request(&client(2), Method::ALLOCATE, &[udp(), even(false)]);
+    assert_eq!(code(&second), 0);
+    for reserve_next in [false, true] {
+        let attributes = [udp(), even(reserve_next)];
+        let answer = lab.request(&client(3), Method::ALLOCATE, &attributes);
+        assert_eq!(code(&answer), 508, "the free port is odd");
+    }
+    assert_eq!(lab.relay.counters.ports_in_use.value(), 3);
+    lab.allocate(&client(3));
 }
 
 // RFC 8656 §7.2
@@ -308,6 +366,48 @@ fn a_pair_whose_even_port_somebody_else_holds_is_given_back_whole() {
     assert_eq!(code(&answer), 508);
     assert_eq!(lab.relay.counters.ports_in_use.value(), 0);
     lab.secs(60);
+    assert_eq!(lab.relay.counters.ports_in_use.value(), 0);
+}
+
+#[test]
+fn a_pair_whose_even_port_somebody_else_holds_is_replaced_whole() {
+    let mut lab = lab();
+    lab.shell = Shell::Waits;
+    let request = lab.signed(CLIENT, Method::ALLOCATE, &[udp(), even(true)]);
+    assert_eq!(lab.ask(CLIENT, &request), None);
+    let (port, error) = (PortId(0), PortError::InUse);
+    let taken = lab.locals[&0].port();
+    lab.event(RelayEvent::PortFailed { port, error });
+    lab.shell = Shell::Opens;
+    lab.run();
+    let first = lab.sent.pop().unwrap().1;
+    assert_ne!(relayed(&first).port(), taken);
+    assert_eq!(lab.relay.counters.ports_in_use.value(), 2);
+    let claim = [udp(), raw(&token(&first).unwrap())];
+    let second = lab.request("198.18.0.1:2", Method::ALLOCATE, &claim);
+    assert_eq!(relayed(&second).port(), relayed(&first).port() + 1);
+    lab.secs(700);
+    assert_eq!(lab.relay.counters.ports_in_use.value(), 0);
+}
+
+#[test]
+fn a_pair_that_is_replaced_after_its_token_has_ended_is_a_single_port() {
+    let mut lab = lab();
+    lab.shell = Shell::Waits;
+    let request = lab.signed(CLIENT, Method::ALLOCATE, &[udp(), even(true)]);
+    assert_eq!(lab.ask(CLIENT, &request), None);
+    lab.secs(31);
+    let (port, error) = (PortId(0), PortError::InUse);
+    lab.event(RelayEvent::PortFailed { port, error });
+    lab.shell = Shell::Opens;
+    lab.run();
+    assert_eq!(lab.relay.counters.ports_in_use.value(), 1);
+    let claim = [udp(), raw(&token(&lab.sent.pop().unwrap().1).unwrap())];
+    assert_eq!(
+        code(&lab.request("198.18.0.1:2", Method::ALLOCATE, &claim)),
+        508
+    );
+    lab.secs(700);
     assert_eq!(lab.relay.counters.ports_in_use.value(), 0);
 }
 

@@ -22,6 +22,27 @@ fn create_permission_without_a_peer_is_a_bad_request() {
     );
 }
 
+// RFC 8656 §10.2 and §12.2
+#[test]
+fn a_peer_that_is_no_address_is_a_bad_request() {
+    let mut lab = lab();
+    let [peer, number] = [xor_peer(PEER), channel_number(0x4000)];
+    let malformed = [vec![], vec![0, 1, 2, 3], vec![0, 3, 0, 1, 2, 3, 4, 5]];
+    for value in malformed {
+        // One that the lab does not XOR.
+        let bad = (AttributeType::XOR_PEER_ADDRESS, value);
+        for (method, attributes) in [
+            (Method::CREATE_PERMISSION, vec![bad.clone()]),
+            (Method::CREATE_PERMISSION, vec![peer.clone(), bad.clone()]),
+            (Method::CHANNEL_BIND, vec![number.clone(), bad.clone()]),
+        ] {
+            let answer = lab.request(CLIENT, method, &attributes);
+            assert_eq!(code(&answer), 400, "{attributes:?}");
+        }
+    }
+    assert!(lab.peer_sends(0, b"x").is_none());
+}
+
 // RFC 8656 §10.2
 #[test]
 fn create_permission_permits_all_of_its_peers_or_none() {

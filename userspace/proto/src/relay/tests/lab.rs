@@ -79,6 +79,8 @@ pub(crate) struct Lab {
     pub(crate) notices: Vec<Notice>,
     pub(crate) sent: Vec<(Transmit, Vec<u8>)>,
     pub(crate) asked: Vec<PortId>,
+    /// What was asked for last under each number.
+    pub(crate) locals: BTreeMap<u32, SocketAddr>,
     next_transaction: u32,
 }
 
@@ -102,6 +104,7 @@ impl Lab {
             notices: Vec::new(),
             sent: Vec::new(),
             asked: Vec::new(),
+            locals: BTreeMap::new(),
             next_transaction: 0,
         }
     }
@@ -111,17 +114,20 @@ impl Lab {
         loop {
             while let Some(command) = self.relay.poll_command() {
                 match command {
-                    RelayCommand::OpenPort { port, local } => match self.shell {
-                        Shell::Opens => {
-                            assert!(self.open.insert(port.0, local).is_none(), "opened twice");
-                            self.event(RelayEvent::PortOpened { port });
+                    RelayCommand::OpenPort { port, local } => {
+                        self.locals.insert(port.0, local);
+                        match self.shell {
+                            Shell::Opens => {
+                                assert!(self.open.insert(port.0, local).is_none(), "opened twice");
+                                self.event(RelayEvent::PortOpened { port });
+                            }
+                            Shell::Waits => self.asked.push(port),
+                            Shell::Fails(error) => {
+                                self.asked.push(port);
+                                self.event(RelayEvent::PortFailed { port, error });
+                            }
                         }
-                        Shell::Waits => self.asked.push(port),
-                        Shell::Fails(error) => {
-                            self.asked.push(port);
-                            self.event(RelayEvent::PortFailed { port, error });
-                        }
-                    },
+                    }
                     RelayCommand::ClosePort { port } => {
                         assert!(
                             self.open.remove(&port.0).is_some(),
@@ -372,9 +378,11 @@ fn xored(kind: AttributeType, value: &[u8], id: &TransactionId) -> Vec<u8> {
     if kind != AttributeType::XOR_PEER_ADDRESS {
         return value.to_vec();
     }
-    let peer = crate::wire::attribute::XorPeerAddress(
-        std::str::from_utf8(value).unwrap().parse().unwrap(),
-    );
+    let text = std::str::from_utf8(value).unwrap();
+    let Ok(peer) = text.parse() else {
+        return value.to_vec();
+    };
+    let peer = crate::wire::attribute::XorPeerAddress(peer);
     let mut out = vec![0; peer.value_len()];
     peer.write(id, &mut out);
     out

@@ -2,6 +2,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
+use crate::wire::attribute::Family;
+
 /// An IP address in two words, the high one first; IPv4 as IPv4-mapped IPv6. A mapped address on the
 /// wire never gets this far.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -30,6 +32,10 @@ impl CompactIp {
         } else {
             IpAddr::V6(Ipv6Addr::from_bits(self.bits()))
         }
+    }
+
+    pub(crate) fn family(self) -> Family {
+        Family::of(self.ip())
     }
 
     #[inline]

@@ -1,17 +1,21 @@
-//! Allocate (RFC 8656 §7): from a request to an open relayed port.
+//! Allocate (RFC 8656 §7): from a request to an open relayed port, or one of each family.
 //!
 //! ```text
 //!   request ─▶ checks ─▶ a port is taken ─▶ OpenPort ─▶ PortOpened ─▶ success response, Live
-//!                                             ▲   └──▶ PortFailed ─▶ another port, or 508
-//!                                             └──────────────────────┘
+//!                                           ▲ ▲   └──▶ PortFailed ─▶ another port, or 508
+//!                                           │ └──────────────────────┘
+//!                                           └── once more, if IPv6 is wanted beside IPv4
 //! ```
+//!
+//! Of two families one suffices: IPv6 is asked for whether or not IPv4 was to be had, and what was
+//! refused is said in the success response.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use rand_chacha::rand_core::Rng;
 
-use super::allocation::{Allocation, Details, State};
+use super::allocation::{Allocation, Details, Relayed, State};
 use super::channels::Channels;
 use super::permissions::Permissions;
 use super::unknown_attributes;
@@ -45,7 +49,7 @@ struct Wish {
     second_family: bool,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 enum PortWish {
     Any,
     Even { reserve_next: bool },
@@ -59,6 +63,8 @@ struct TakenPort {
     port: u16,
     token: Option<[u8; 8]>,
     counted_for_user: bool,
+    /// The family that comes before this port's, and why it could not be had.
+    refused: Option<(Family, Code)>,
 }
 
 impl Relay {
@@ -96,11 +102,11 @@ impl Relay {
         };
         if known.details.transaction != envelope.transaction {
             self.refuse(envelope, Code::ALLOCATION_MISMATCH.into());
-        } else if known.state == State::Live {
+        } else if matches!(known.state, State::Opening { .. }) {
+            self.counters.drops(DropReason::StillOpening).increment();
+        } else {
             self.counters.retransmissions.increment();
             self.send_success(id);
-        } else {
-            self.counters.drops(DropReason::StillOpening).increment();
         }
     }
 
@@ -116,14 +122,7 @@ impl Relay {
         }
         let wish = read_wish(&request.message, &self.config.limits)?;
         // A shard that drains, or is full, has no capacity for new allocations.
-        // The second limit binds where this shard holds ports that others reserved.
-        let most = self
-            .config
-            .limits
-            .max_allocations
-            .min(self.config.ports_per_shard());
-        let full = self.allocations.len() >= most as usize;
-        if self.draining || full {
+        if self.draining || self.is_full() {
             return Err(Code::INSUFFICIENT_CAPACITY.into());
         }
         let user = sender.user.name();
@@ -139,17 +138,20 @@ impl Relay {
         // Another port would not be the one that was reserved.
         let reserved = matches!(wish.port, PortWish::Reserved(_));
         let tries_left = if reserved { 0 } else { PORT_TRIES };
-        let id = self.allocations.insert(Allocation {
+        let family = Family::of(self.config.relay_addresses[usize::from(taken.address)].local);
+        let expires = now + wish.lifetime;
+        let id = self.allocations.insert(|id| Allocation {
             flow: request.from.flow(),
-            expires: now + wish.lifetime,
+            expires,
             channels: Channels::default(),
             permissions: Permissions::default(),
             traffic: Traffic::default(),
             policy_version: self.policy_version,
             slot,
-            port: taken.port,
-            address: taken.address,
-            state: State::Opening { tries_left },
+            state: State::Opening {
+                tries_left,
+                then_v6: wish.second_family && family == Family::V4,
+            },
             timer: None,
             details: Box::new(Details {
                 integrity: sender.integrity,
@@ -157,16 +159,34 @@ impl Relay {
                 transaction: request.message.transaction_id(),
                 fingerprint: request.message.has_fingerprint(),
                 counted_for_user: taken.counted_for_user,
-                family: Family::of(self.config.relay_addresses[usize::from(taken.address)].local),
                 even: matches!(wish.port, PortWish::Even { .. }),
-                no_second_family: wish.second_family,
-                lifetime: wish.lifetime,
+                refused: taken.refused,
+                lifetime_s: seconds(wish.lifetime),
                 token: taken.token,
+                relayed: Relayed {
+                    id,
+                    port: taken.port,
+                    address: taken.address,
+                    family,
+                    expires,
+                },
+                second: None,
             }),
         });
         self.open_port(id);
         self.count_allocations();
         Ok(())
+    }
+
+    /// Whether this shard has no room for another relayed port. The second limit binds where it holds
+    /// ports that other shards reserved.
+    fn is_full(&self) -> bool {
+        let most = self
+            .config
+            .limits
+            .max_allocations
+            .min(self.config.ports_per_shard());
+        self.allocations.ports() >= most as usize
     }
 
     fn take_port(
@@ -191,6 +211,7 @@ impl Relay {
                     port: reserved.port,
                     token: None,
                     counted_for_user: reserved.counted_for_user,
+                    refused: None,
                 });
             }
         };
@@ -201,15 +222,15 @@ impl Relay {
             Some(_) => return Err(Code::ALLOCATION_QUOTA_REACHED),
         };
         self.collect_returned_ports();
-        let taken = self.take_free_port(wish, from).and_then(|(address, port)| {
+        let taken = self.take_first_port(wish, from).and_then(|taken| {
+            let (address, port) = (taken.address, taken.port);
             let token = reserve_next
                 .then(|| self.reserve_next(now, address, port, user, counted_for_user))
                 .transpose()?;
             Ok(TakenPort {
-                address,
-                port,
                 token,
                 counted_for_user,
+                ..taken
             })
         });
         if taken.is_err() && counted_for_user {
@@ -218,10 +239,38 @@ impl Relay {
         taken
     }
 
-    fn take_free_port(&mut self, wish: &Wish, from: Endpoint) -> Result<(u8, u16), Code> {
-        let address = self.relay_address(wish.family, from)?;
+    /// Takes the port that is opened first: of the family wished for, or of IPv6 where both are
+    /// wished for and IPv4 is not to be had.
+    fn take_first_port(&mut self, wish: &Wish, from: Endpoint) -> Result<TakenPort, Code> {
+        let taken = |(address, port), refused| TakenPort {
+            address,
+            port,
+            token: None,
+            counted_for_user: false,
+            refused,
+        };
+        let refused = match self.take_free_port(wish.family, wish.port, from) {
+            Ok(port) => return Ok(taken(port, None)),
+            Err(code) if !wish.second_family => return Err(code),
+            Err(code) => (wish.family, code),
+        };
+        // RFC 8656 §7.2: where neither family is to be had, "the server rejects the request with a 508
+        // (Insufficient Capacity) error".
+        match self.take_free_port(Family::V6, wish.port, from) {
+            Ok(port) => Ok(taken(port, Some(refused))),
+            Err(_) => Err(Code::INSUFFICIENT_CAPACITY),
+        }
+    }
+
+    fn take_free_port(
+        &mut self,
+        family: Family,
+        wish: PortWish,
+        from: Endpoint,
+    ) -> Result<(u8, u16), Code> {
+        let address = self.relay_address(family, from)?;
         let pool = &mut self.pools[usize::from(address)];
-        let port = match wish.port {
+        let port = match wish {
             PortWish::Any => pool.take(&mut self.rng),
             PortWish::Even { reserve_next } => pool.take_even(&mut self.rng, reserve_next),
             PortWish::Reserved(_) => None,
@@ -275,66 +324,214 @@ impl Relay {
             .ok_or(Code::ADDRESS_FAMILY_NOT_SUPPORTED)
     }
 
-    /// Asks the shell for the relayed port of an allocation.
+    /// Asks the shell for the relayed port that an allocation waits for.
     fn open_port(&mut self, id: PortId) {
-        let Some(allocation) = self.allocations.get(id) else {
-            return;
-        };
-        let address = self.config.relay_addresses[usize::from(allocation.address)];
-        let local = (address.local, allocation.port).into();
-        self.commands
-            .push_back(RelayCommand::OpenPort { port: id, local });
-    }
-
-    pub(crate) fn port_opened(&mut self, now: Timestamp, id: PortId) {
         let Some((allocation, _)) = self.allocations.get_mut(id) else {
             return;
         };
-        if !matches!(allocation.state, State::Opening { .. }) {
+        let Relayed {
+            id: port,
+            port: number,
+            address,
+            ..
+        } = *allocation.asked_for();
+        let address = self.config.relay_addresses[usize::from(address)];
+        let local = (address.local, number).into();
+        self.commands
+            .push_back(RelayCommand::OpenPort { port, local });
+    }
+
+    pub(crate) fn port_opened(&mut self, now: Timestamp, port: PortId) {
+        let Some(id) = self.allocations.owner_of(port) else {
             return;
+        };
+        let Some(allocation) = self.allocations.get(id) else {
+            return;
+        };
+        match allocation.state {
+            State::Opening { then_v6: true, .. } => self.open_second(now, id),
+            State::Opening { then_v6: false, .. } => self.begin(now, id),
+            State::Live | State::Dual => {}
         }
-        allocation.state = State::Live;
-        let (address, port) = (usize::from(allocation.address), allocation.port);
+    }
+
+    /// Asks for an IPv6 port beside the IPv4 port, which is open.
+    fn open_second(&mut self, now: Timestamp, id: PortId) {
+        let taken = if self.is_full() {
+            Err(Code::INSUFFICIENT_CAPACITY)
+        } else {
+            self.take_v6_port(id)
+        };
+        let (address, port) = match taken {
+            Ok(taken) => taken,
+            Err(code) => {
+                self.begin_without_v6(now, id, code);
+                return;
+            }
+        };
+        let number = self.allocations.add_second(id);
+        let (allocation, _) = self
+            .allocations
+            .get_mut(id)
+            .expect("its first port is open");
+        allocation.details.second = Some(Relayed {
+            id: number,
+            port,
+            address,
+            family: Family::V6,
+            expires: allocation.expires,
+        });
+        allocation.state = State::Opening {
+            tries_left: PORT_TRIES,
+            then_v6: false,
+        };
+        self.open_port(id);
+        self.count_allocations();
+    }
+
+    /// Goes on without the IPv6 port, which is not to be had.
+    fn begin_without_v6(&mut self, now: Timestamp, id: PortId, code: Code) {
+        let Some((allocation, _)) = self.allocations.get_mut(id) else {
+            return;
+        };
+        allocation.details.refused = Some((Family::V6, code));
+        if let Some(second) = allocation.details.second.take() {
+            self.give_back(id, &second);
+            self.count_allocations();
+        }
+        self.begin(now, id);
+    }
+
+    fn take_v6_port(&mut self, id: PortId) -> Result<(u8, u16), Code> {
+        let allocation = self
+            .allocations
+            .get(id)
+            .ok_or(Code::INSUFFICIENT_CAPACITY)?;
+        let wish = if allocation.details.even {
+            PortWish::Even {
+                reserve_next: false,
+            }
+        } else {
+            PortWish::Any
+        };
+        let from = Endpoint::of(&allocation.flow);
+        self.take_free_port(Family::V6, wish, from)
+    }
+
+    /// All ports that were to be had are open: the client is told.
+    fn begin(&mut self, now: Timestamp, id: PortId) {
+        let Some((allocation, _)) = self.allocations.get_mut(id) else {
+            return;
+        };
+        allocation.state = match allocation.details.second {
+            None => State::Live,
+            Some(_) => State::Dual,
+        };
         let expires = allocation.expires;
-        self.shared.set_live(address, port, true);
-        let timer = self.timers.start(expires.max(now), id);
-        if let Some((allocation, _)) = self.allocations.get_mut(id) {
-            allocation.timer = Some(timer);
+        allocation.timer = Some(self.timers.start(expires.max(now), id));
+        for relayed in allocation.relayed() {
+            let address = usize::from(relayed.address);
+            self.shared.set_live(address, relayed.port, true);
         }
         self.counters.allocations_made.increment();
         self.send_success(id);
         if let Some(allocation) = self.allocations.get(id) {
             let owner = self.owner(allocation);
-            let lifetime = allocation.details.lifetime;
+            let lifetime = Duration::from_secs(allocation.details.lifetime_s.into());
             self.notify(Notice::AllocationMade { owner, lifetime });
         }
     }
 
-    pub(crate) fn port_failed(&mut self, now: Timestamp, id: PortId, error: PortError) {
-        let Some((allocation, _)) = self.allocations.get_mut(id) else {
+    pub(crate) fn port_failed(&mut self, now: Timestamp, port: PortId, error: PortError) {
+        let Some(id) = self.allocations.owner_of(port) else {
             return;
         };
-        let State::Opening { tries_left } = &mut allocation.state else {
+        let Some(allocation) = self.allocations.get(id) else {
             return;
         };
-        let (address, refused) = (allocation.address, allocation.port);
-        // A pair of ports has no equal once its token was made.
-        let replaceable = allocation.details.token.is_none();
-        if error == PortError::InUse && *tries_left > 0 && replaceable {
-            *tries_left -= 1;
-            let pool = &mut self.pools[usize::from(address)];
-            let another = if allocation.details.even {
-                pool.take_even(&mut self.rng, false)
-            } else {
-                pool.take(&mut self.rng)
-            };
-            if let Some(port) = another {
-                allocation.port = port;
-                self.release_port(address, refused);
-                self.open_port(id);
-                return;
-            }
+        let State::Opening {
+            tries_left,
+            then_v6,
+        } = allocation.state
+        else {
+            return;
+        };
+        let is_second = allocation.details.second.is_some();
+        if error == PortError::InUse && tries_left > 0 && self.try_another(id) {
+            return;
         }
+        if is_second {
+            self.begin_without_v6(now, id, Code::INSUFFICIENT_CAPACITY);
+        } else if !(then_v6 && self.try_v6_instead(id)) {
+            self.give_up(now, id);
+        }
+    }
+
+    /// Asks for another port in place of one that somebody else has, or for another pair.
+    fn try_another(&mut self, id: PortId) -> bool {
+        let Some((allocation, _)) = self.allocations.get_mut(id) else {
+            return false;
+        };
+        let (even, token) = (allocation.details.even, allocation.details.token);
+        let relayed = allocation.asked_for();
+        let (address, refused) = (relayed.address, relayed.port);
+        let pool = &mut self.pools[usize::from(address)];
+        let another = if even {
+            pool.take_even(&mut self.rng, token.is_some())
+        } else {
+            pool.take(&mut self.rng)
+        };
+        let Some(port) = another else {
+            return false;
+        };
+        relayed.port = port;
+        if let State::Opening { tries_left, .. } = &mut allocation.state {
+            *tries_left -= 1;
+        }
+        self.release_port(address, refused);
+        if let Some(token) = token {
+            // Nobody was told of the token yet; where the shell took longer to answer than it is
+            // good, nothing is kept under it.
+            let unused = self.shared.move_reservation(token, port | 1);
+            self.release_port(address, unused.unwrap_or(port | 1));
+        }
+        self.open_port(id);
+        true
+    }
+
+    /// Asks for an IPv6 port in place of the IPv4 port, which is not to be had.
+    fn try_v6_instead(&mut self, id: PortId) -> bool {
+        let Ok((address, port)) = self.take_v6_port(id) else {
+            return false;
+        };
+        let Some((allocation, _)) = self.allocations.get_mut(id) else {
+            return false;
+        };
+        allocation.details.refused = Some((Family::V4, Code::INSUFFICIENT_CAPACITY));
+        allocation.state = State::Opening {
+            tries_left: PORT_TRIES,
+            then_v6: false,
+        };
+        let relayed = &mut allocation.details.relayed;
+        let failed = std::mem::replace(
+            relayed,
+            Relayed {
+                port,
+                address,
+                family: Family::V6,
+                ..*relayed
+            },
+        );
+        self.release_port(failed.address, failed.port);
+        self.open_port(id);
+        true
+    }
+
+    /// Refuses an Allocate request whose port could not be opened.
+    fn give_up(&mut self, now: Timestamp, id: PortId) {
+        let Some(allocation) = self.allocations.get(id) else {
+            return;
+        };
         let envelope = Self::allocate_envelope(allocation);
         // Nobody was told of the port that was reserved with this one.
         if let Some(token) = allocation.details.token {
@@ -357,28 +554,30 @@ impl Relay {
         }
     }
 
-    /// RFC 8656 §7.2: success carries XOR-RELAYED-ADDRESS, LIFETIME, RESERVATION-TOKEN where a port
-    /// was reserved, and XOR-MAPPED-ADDRESS.
+    /// RFC 8656 §7.2: success carries XOR-RELAYED-ADDRESS, two for a dual allocation, LIFETIME,
+    /// RESERVATION-TOKEN where a port was reserved, and XOR-MAPPED-ADDRESS; and ADDRESS-ERROR-CODE
+    /// where one of two families was refused.
     fn send_success(&mut self, id: PortId) {
         let Some(allocation) = self.allocations.get(id) else {
             return;
         };
         let envelope = Self::allocate_envelope(allocation);
-        let relayed = self.relayed(allocation);
         let details = &allocation.details;
-        let (lifetime, token) = (
-            seconds(details.lifetime),
-            details.token.map(ReservationToken),
-        );
+        let relayed = XorRelayedAddress(self.public(&details.relayed));
+        let second = details
+            .second
+            .map(|second| XorRelayedAddress(self.public(&second)));
+        let (lifetime, token) = (details.lifetime_s, details.token.map(ReservationToken));
         let mapped = allocation.flow.client();
-        let refused = details.no_second_family.then_some(AddressErrorCode {
-            family: Family::V6,
-            code: Code::ADDRESS_FAMILY_NOT_SUPPORTED,
+        let refused = details.refused.map(|(family, code)| AddressErrorCode {
+            family,
+            code,
             reason: "",
         });
         self.succeed(&envelope, |writer| {
             writer
-                .put(&XorRelayedAddress(relayed))?
+                .put(&relayed)?
+                .put_some(second.as_ref())?
                 .put(&Lifetime(lifetime))?
                 .put_some(token.as_ref())?
                 .put(&XorMappedAddress(mapped))?
@@ -441,7 +640,8 @@ fn read_wish(message: &Message<'_>, limits: &RelayLimits) -> Result<Wish, Code> 
     let lifetime = granted_lifetime(message, limits)?.unwrap_or(limits.default_lifetime);
     let even = message.get::<EvenPort>().map_err(bad)?;
     let token = message.get::<ReservationToken>().map_err(bad)?;
-    // RFC 8656 §7.2: ADDITIONAL-ADDRESS-FAMILY asks for IPv6 beside IPv4; IPv4 in it is a 400.
+    // RFC 8656 §7.2: ADDITIONAL-ADDRESS-FAMILY asks for IPv6 beside IPv4; "if … the attribute value is
+    // 0x01 (IPv4 address family), then the server rejects the request with a 400".
     let second_family = match message.get::<AdditionalAddressFamily>().map_err(bad)? {
         None => false,
         Some(AdditionalAddressFamily(Family::V6)) => true,

@@ -17,14 +17,13 @@ use towpath_ebpf_common::gcra::Charge;
 use towpath_ebpf_common::meter::PacketSize;
 
 use super::address::{Flow, PeerAddr};
-use super::allocation::{Allocation, State};
 use crate::Timestamp;
 use crate::access::OwnAddress;
 use crate::machine::{ListenerId, PortId, Prefix, Socket, Transmit};
 use crate::relay::{DropReason, Endpoint, Relay};
 use crate::slots::Way;
 use crate::turn::server::unknown_attributes;
-use crate::wire::attribute::{Data, XorPeerAddress};
+use crate::wire::attribute::{Data, Family, XorPeerAddress};
 use crate::wire::{
     CHANNEL_DATA_HEADER_BYTES, ChannelData, ChannelNumber, Message, TransactionId, data_indication,
 };
@@ -122,7 +121,8 @@ impl Relay {
             .allocations
             .get_mut(id)
             .ok_or(DropReason::NoAllocation)?;
-        if !allocation.is_of_family(peer.ip()) || peer.port() == 0 {
+        let family = Family::of(peer.ip());
+        if allocation.relayed_in(family).is_none() || peer.port() == 0 {
             return Err(DropReason::BadSendIndication);
         }
         let peer = PeerAddr::new(peer);
@@ -155,9 +155,9 @@ impl Relay {
             remote
         });
         let (allocation, hasher) = self.allocations.get_mut(id).ok_or(DropReason::NoSuchPort)?;
-        if !allocation.is_live(now) {
-            return Err(DropReason::NoSuchPort);
-        }
+        allocation
+            .port_to(now, id, remote.is_ipv6())
+            .ok_or(DropReason::NoSuchPort)?;
         let channel = allocation.channels.by_peer(peer, hasher);
         let (channel, own) = match channel.filter(|channel| channel.usable_until > now) {
             Some(channel) => (Some(channel.number), channel.own),
@@ -182,9 +182,46 @@ impl Relay {
         Ok(channel.map_or(FromPeer::Permitted(peer), FromPeer::Bound))
     }
 
+    /// Data of a peer, for the client of an allocation.
+    #[inline]
+    pub(crate) fn wrap(
+        &mut self,
+        now: Timestamp,
+        id: PortId,
+        from: FromPeer,
+        size: PacketSize,
+    ) -> Option<Transmit> {
+        match from {
+            FromPeer::Bound(channel) => self.wrap_in_channel_data(now, id, channel, size),
+            FromPeer::Permitted(peer) => self.wrap_in_indication(now, id, peer, size),
+        }
+    }
+
+    /// A datagram from a peer at what is no allocation's first port.
+    #[inline(never)]
+    pub(crate) fn second_port_data(
+        &mut self,
+        now: Timestamp,
+        port: PortId,
+        remote: SocketAddr,
+        size: PacketSize,
+    ) -> Option<Transmit> {
+        let owner = self
+            .allocations
+            .owner_of(port)
+            .filter(|owner| *owner != port);
+        let Some(id) = owner else {
+            return self.dropped(DropReason::NoSuchPort);
+        };
+        match self.peer_data(now, id, remote) {
+            Ok(from) => self.wrap(now, id, from, size),
+            Err(reason) => self.dropped(reason),
+        }
+    }
+
     /// Data of a bound peer, as ChannelData.
     #[inline]
-    pub(crate) fn wrap_in_channel_data(
+    fn wrap_in_channel_data(
         &mut self,
         now: Timestamp,
         id: PortId,
@@ -210,7 +247,7 @@ impl Relay {
     }
 
     /// Data of a peer without a channel, as a Data indication.
-    pub(crate) fn wrap_in_indication(
+    fn wrap_in_indication(
         &mut self,
         now: Timestamp,
         id: PortId,
@@ -280,9 +317,9 @@ impl Relay {
             .allocations
             .get_mut(id)
             .ok_or(DropReason::NoAllocation)?;
-        if !allocation.is_live(now) {
-            return Err(DropReason::NoAllocation);
-        }
+        let port = allocation
+            .port_to(now, id, destination.is_ipv6())
+            .ok_or(DropReason::NoAllocation)?;
         let size = PacketSize::new(destination.is_ipv6(), payload.len() as u32);
         let slot = allocation.slot;
         if self.slots.charge(now, slot, Way::Up, size, &mut self.lease) != Charge::Passed {
@@ -293,7 +330,7 @@ impl Relay {
         self.counters.packets_to_peers.increment();
         self.counters.bytes_to_peers.add(payload.len() as u64);
         Ok(ToPeer {
-            port: id,
+            port,
             destination,
             payload,
         })
@@ -332,18 +369,5 @@ impl Relay {
             }
         }
         remote
-    }
-}
-
-impl Allocation {
-    /// Whether data may flow now.
-    #[inline]
-    pub(crate) fn is_live(&self, now: Timestamp) -> bool {
-        self.expires > now && self.state == State::Live
-    }
-
-    /// Whether the relayed address is of this family.
-    pub(crate) fn is_of_family(&self, ip: IpAddr) -> bool {
-        crate::wire::attribute::Family::of(ip) == self.details.family
     }
 }

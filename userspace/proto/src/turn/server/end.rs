@@ -3,23 +3,23 @@
 use ahash::RandomState;
 
 use super::address::Flow;
-use super::allocation::{Allocation, State};
+use super::allocation::{Allocation, Relayed, State};
 use super::routes::Routes;
 use crate::Timestamp;
 use crate::machine::PortId;
 use crate::relay::{AllocationOwner, EndReason, Notice, Relay, RelayCommand};
 use crate::wire::TransactionId;
+use crate::wire::attribute::Family;
 
 impl Relay {
-    /// Ends an allocation: its port is closed and goes back to the pool.
+    /// Ends an allocation: its ports are closed and go back to the pool.
     pub(crate) fn end(&mut self, now: Timestamp, id: PortId, reason: EndReason) {
         self.remove_routes(id);
         let Some(allocation) = self.allocations.get(id) else {
             return;
         };
-        debug_assert_eq!(
-            allocation.state,
-            State::Live,
+        debug_assert!(
+            !matches!(allocation.state, State::Opening { .. }),
             "the shell still owes an answer"
         );
         let notice = Notice::AllocationEnded {
@@ -27,15 +27,81 @@ impl Relay {
             reason,
             traffic: allocation.traffic,
         };
-        self.shared
-            .set_live(usize::from(allocation.address), allocation.port, false);
-        self.commands
-            .push_back(RelayCommand::ClosePort { port: id });
+        for relayed in allocation.relayed() {
+            self.close(&relayed);
+        }
         self.forget(now, id);
         self.notify(notice);
     }
 
-    /// Removes an allocation whose port is not open, or is being closed.
+    /// Ends the relayed address of one family, and with it what goes through it; the allocation too
+    /// if it has no other.
+    pub(super) fn end_family(
+        &mut self,
+        now: Timestamp,
+        id: PortId,
+        family: Family,
+        reason: EndReason,
+    ) {
+        let Some((allocation, hasher)) = self.allocations.get_mut(id) else {
+            return;
+        };
+        if allocation.details.second.is_none() {
+            self.end(now, id, reason);
+            return;
+        }
+        // RFC 8656 §8.1: "Deleting a single allocation destroys any permissions or channels
+        // associated with that particular allocation; it MUST NOT affect any permissions or channels
+        // associated with allocations for the other address family."
+        let ends = self.routes.ends(allocation);
+        let routes = &mut self.routes;
+        allocation
+            .permissions
+            .retain(hasher, |permission| permission.ip.family() != family);
+        allocation.channels.retain(hasher, |channel| {
+            let keep = channel.peer_ip.family() != family;
+            if !keep {
+                routes.remove(&ends, channel);
+            }
+            keep
+        });
+        let Some(relayed) = allocation.take_relayed(family, id) else {
+            return;
+        };
+        self.close(&relayed);
+        self.give_back(id, &relayed);
+        self.count_allocations();
+        self.counters.routes.set(self.routes.len());
+        self.start_timer(id);
+        if let Some(allocation) = self.allocations.get(id) {
+            let owner = self.owner(allocation);
+            let ended = self.public(&relayed);
+            self.notify(Notice::AddressEnded {
+                owner,
+                ended,
+                reason,
+            });
+        }
+    }
+
+    /// Has the shell close a port that a client knows.
+    fn close(&mut self, relayed: &Relayed) {
+        self.shared
+            .set_live(usize::from(relayed.address), relayed.port, false);
+        self.commands
+            .push_back(RelayCommand::ClosePort { port: relayed.id });
+    }
+
+    /// Puts a port of the allocation `id` back into its pool, and its number if it has one of its
+    /// own.
+    pub(super) fn give_back(&mut self, id: PortId, relayed: &Relayed) {
+        if relayed.id != id {
+            self.allocations.remove_second(relayed.id);
+        }
+        self.release_port(relayed.address, relayed.port);
+    }
+
+    /// Removes an allocation whose ports are not open, or are being closed.
     pub(crate) fn forget(&mut self, now: Timestamp, id: PortId) {
         let Some(allocation) = self.allocations.remove(id) else {
             return;
@@ -47,7 +113,9 @@ impl Relay {
             self.shared.release_user(allocation.details.user.name(), 1);
         }
         self.slots.release(now, allocation.slot);
-        self.release_port(allocation.address, allocation.port);
+        for relayed in allocation.relayed() {
+            self.give_back(id, &relayed);
+        }
         self.count_allocations();
     }
 
@@ -60,19 +128,39 @@ impl Relay {
 
     /// The allocation's timer has fired: it ends, or has been refreshed since and waits again.
     pub(crate) fn allocation_timer(&mut self, now: Timestamp, id: PortId) {
-        let Some((allocation, hasher)) = self.allocations.get_mut(id) else {
+        let Some(allocation) = self.allocations.get(id) else {
             return;
         };
-        if allocation.state != State::Live {
+        if matches!(allocation.state, State::Opening { .. }) {
             return;
         }
         if allocation.expires <= now {
             self.end(now, id, EndReason::Expired);
             return;
         }
+        if self.end_expired_family(now, id) {
+            return;
+        }
+        let Some((allocation, hasher)) = self.allocations.get_mut(id) else {
+            return;
+        };
         allocation.sweep(now, hasher, &mut self.routes);
         self.follow_routes(now, id);
         self.start_timer(id);
+    }
+
+    /// Ends the one of two relayed addresses whose time is over before the other's.
+    pub(super) fn end_expired_family(&mut self, now: Timestamp, id: PortId) -> bool {
+        let Some(allocation) = self.allocations.get(id) else {
+            return false;
+        };
+        let is_dual = allocation.state == State::Dual && allocation.expires > now;
+        let mut relayed = allocation.relayed();
+        let ended = relayed.find(|relayed| is_dual && relayed.expires <= now);
+        if let Some(ended) = ended {
+            self.end_family(now, id, ended.family, EndReason::Expired);
+        }
+        ended.is_some()
     }
 
     /// Who has an allocation, for people to read.
@@ -86,7 +174,8 @@ impl Relay {
             user: std::sync::Arc::clone(allocation.details.user.name()),
             client: allocation.flow.client(),
             server: (allocation.flow.server(), port).into(),
-            relayed: self.relayed(allocation),
+            relayed: self.public(&allocation.details.relayed),
+            second: allocation.details.second.map(|second| self.public(&second)),
         }
     }
 }

@@ -13,7 +13,7 @@ use crate::auth::Authenticated;
 use crate::machine::PortId;
 use crate::relay::{EndReason, Refusal, Relay, Request};
 use crate::wire::Code;
-use crate::wire::attribute::XorPeerAddress;
+use crate::wire::attribute::{Family, XorPeerAddress};
 
 impl Relay {
     pub(crate) fn create_permission(&mut self, now: Timestamp, request: &Request<'_>) {
@@ -76,11 +76,11 @@ impl Relay {
     ) -> Result<Option<OwnAddress>, Code> {
         let allocation = self.allocations.get(id).ok_or(Code::ALLOCATION_MISMATCH)?;
         // RFC 8656 §10.2: a peer of another family than the relayed address is refused with 443.
-        if !allocation.is_of_family(ip) {
-            return Err(Code::PEER_ADDRESS_FAMILY_MISMATCH);
-        }
+        let relayed = allocation
+            .relayed_in(Family::of(ip))
+            .ok_or(Code::PEER_ADDRESS_FAMILY_MISMATCH)?;
         // RFC 8656 §10.2: "The server MAY impose restrictions on the IP address …: 403 (Forbidden)".
-        let local = self.config.relay_addresses[usize::from(allocation.address)].local;
+        let local = self.config.relay_addresses[usize::from(relayed.address)].local;
         match self.policy.judge_from(local, ip) {
             Verdict::Allowed => Ok(None),
             Verdict::Own(own) => Ok(Some(own)),
@@ -109,7 +109,7 @@ impl Relay {
         let Some((allocation, hasher)) = self.allocations.get_mut(id) else {
             return;
         };
-        if allocation.state != State::Live {
+        if matches!(allocation.state, State::Opening { .. }) {
             return;
         }
         allocation.policy_version = self.policy_version;
@@ -123,11 +123,18 @@ impl Relay {
             }
         }
         let policy = &self.policy;
-        let local = self.config.relay_addresses[usize::from(allocation.address)].local;
-        let judge = |ip: CompactIp| match policy.judge_from(local, ip.ip()) {
-            Verdict::Allowed => Some(None),
-            Verdict::Own(own) => Some(Some(own)),
-            Verdict::Denied(_) => None,
+        let local_in = |family| {
+            let relayed = allocation.relayed_in(family)?;
+            Some(self.config.relay_addresses[usize::from(relayed.address)].local)
+        };
+        let (v4, v6) = (local_in(Family::V4), local_in(Family::V6));
+        let judge = |ip: CompactIp| {
+            let ip = ip.ip();
+            match policy.judge_from(if ip.is_ipv4() { v4? } else { v6? }, ip) {
+                Verdict::Allowed => Some(None),
+                Verdict::Own(own) => Some(Some(own)),
+                Verdict::Denied(_) => None,
+            }
         };
         allocation
             .permissions
@@ -185,6 +192,7 @@ impl Allocation {
         hasher: &RandomState,
     ) {
         let expires = now + PERMISSION_LIFETIME;
+        let relayed_until = self.lifetimes().of(ip);
         self.permissions
             .insert(Permission { ip, own, expires }, hasher);
         for channel in self
@@ -192,9 +200,9 @@ impl Allocation {
             .iter_mut()
             .filter(|channel| channel.peer_ip == ip)
         {
-            let end = channel.routed_until(self.expires);
+            let end = channel.routed_until(relayed_until);
             channel.usable_until = channel.expires.min(expires);
-            channel.compare_end(end, self.expires);
+            channel.compare_end(end, relayed_until);
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Refresh (RFC 8656 §8): longer life, or the end.
 
 use super::allocate::{granted_lifetime, seconds};
+use super::allocation::State;
 use super::unknown_attributes;
 use crate::Timestamp;
 use crate::auth::Authenticated;
@@ -16,9 +17,9 @@ impl Relay {
         };
         let envelope = request.envelope(&sender);
         let (flow, transaction) = (request.from.flow(), request.message.transaction_id());
-        // RFC 8656 §8.2: a retransmitted deletion finds no allocation; answering it like the first
-        // spares the client an error.
-        if self.allocations.find(&flow).is_none() && self.deleted.contains(&flow, transaction) {
+        // RFC 8656 §8.2: a retransmitted deletion finds nothing to delete; answering it like the first
+        // spares the client an error, and an allocation made since then its end.
+        if self.deleted.contains(&flow, transaction) {
             self.counters.retransmissions.increment();
             self.succeed(&envelope, |writer| writer.put(&Lifetime(0)).map(|_| ()));
             return;
@@ -48,27 +49,31 @@ impl Relay {
             .allocations
             .get_mut(id)
             .ok_or(Code::ALLOCATION_MISMATCH)?;
-        // RFC 8656 §8.2: "If … the REQUESTED-ADDRESS-FAMILY attribute … does not match the address
-        // family of the allocation, the server replies with a 443".
-        match message.get::<RequestedAddressFamily>() {
-            Ok(None) => {}
-            Ok(Some(wish)) if wish.0 == allocation.details.family => {}
+        // RFC 8656 §8.2: "If the server receives a Refresh Request with a REQUESTED-ADDRESS-FAMILY
+        // attribute and the attribute's value does not match the address family of the allocation,
+        // the server MUST reply with a 443". §8.1: without the attribute "the request should be
+        // treated as applying to all current allocations".
+        let family = match message.get::<RequestedAddressFamily>() {
+            Ok(None) => None,
+            Ok(Some(wish)) if allocation.relayed_in(wish.0).is_some() => Some(wish.0),
             Ok(Some(_)) | Err(ValueError::Family { .. }) => {
                 return Err(Code::PEER_ADDRESS_FAMILY_MISMATCH.into());
             }
             Err(_) => return Err(Code::BAD_REQUEST.into()),
-        }
+        };
         let limits = &self.config.limits;
         let deletes = message.get::<Lifetime>().ok().flatten() == Some(Lifetime(0));
         let lifetime = granted_lifetime(message, limits)?.unwrap_or(limits.default_lifetime);
         if deletes {
             self.deleted
                 .remember(request.from.flow(), message.transaction_id());
-            self.end(now, id, EndReason::Deleted);
+            match family {
+                Some(family) => self.end_family(now, id, family, EndReason::Deleted),
+                None => self.end(now, id, EndReason::Deleted),
+            }
             return Ok(0);
         }
-        let sooner = now + lifetime < allocation.expires;
-        allocation.set_expires(now + lifetime);
+        let sooner = allocation.set_expires(family, now + lifetime);
         self.follow_routes(now, id);
         if sooner {
             // The timer stands later than the new end; everything else it finds out itself.
@@ -91,12 +96,13 @@ impl Relay {
             .find(&request.from.flow())
             .ok_or(Code::ALLOCATION_MISMATCH)?;
         self.judge_again(id, now);
+        self.end_expired_family(now, id);
         let (allocation, _) = self
             .allocations
             .get_mut(id)
             .ok_or(Code::ALLOCATION_MISMATCH)?;
-        let live = allocation.state == super::allocation::State::Live;
-        if allocation.expires <= now || !live {
+        let opening = matches!(allocation.state, State::Opening { .. });
+        if allocation.expires <= now || opening {
             return Err(Code::ALLOCATION_MISMATCH.into());
         }
         // RFC 8656 §5: "the server … MUST reject any … request … with a different username" by 441.

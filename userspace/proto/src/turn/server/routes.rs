@@ -29,6 +29,7 @@ use crate::Timestamp;
 use crate::machine::PortId;
 use crate::relay::{Relay, RelayCommand, RelayConfig, RouteTarget};
 use crate::slots::PeerSlot;
+use crate::wire::attribute::Family;
 
 /// The ends of routes are multiples of this many nanoseconds, about 9 s, rounded down. However often
 /// a client refreshes, each of its routes is written once in that time.
@@ -71,7 +72,8 @@ pub(crate) struct Routes {
 pub(crate) struct Ends {
     client: SocketAddr,
     server: SocketAddr,
-    relayed: SocketAddr,
+    relayed_v4: Option<SocketAddr>,
+    relayed_v6: Option<SocketAddr>,
     /// Who pays both ways.
     slot: PeerSlot,
 }
@@ -110,11 +112,16 @@ impl Routes {
     pub(crate) fn ends(&self, allocation: &Allocation) -> Ends {
         let flow = &allocation.flow;
         let listening_port = self.listening_ports[usize::from(flow.listener)];
-        let relay_address = self.relay_addresses[usize::from(allocation.address)];
+        let relayed_in = |family| {
+            let relayed = allocation.relayed_in(family)?;
+            let ip = self.relay_addresses[usize::from(relayed.address)];
+            Some(SocketAddr::new(ip, relayed.port))
+        };
         Ends {
             client: flow.client(),
             server: SocketAddr::new(flow.server(), listening_port),
-            relayed: SocketAddr::new(relay_address, allocation.port),
+            relayed_v4: relayed_in(Family::V4),
+            relayed_v6: relayed_in(Family::V6),
             slot: allocation.slot,
         }
     }
@@ -130,7 +137,7 @@ impl Routes {
         let [to_peer, to_client] = ends.keys(channel);
         let plain = RouteTarget {
             destination: peer,
-            source: ends.relayed,
+            source: ends.relayed(peer.ip()),
             channel: None,
             up_slot: ends.slot,
             down_slot: PeerSlot::NOBODY,
@@ -168,13 +175,22 @@ impl Ends {
         let peer = channel.peer().socket();
         [
             RouteKey::new(self.client, self.server, channel.number.number()),
-            RouteKey::new(peer, self.relayed, 0),
+            RouteKey::new(peer, self.relayed(peer.ip()), 0),
         ]
     }
 
+    /// The relayed address that a channel's peer knows.
+    fn relayed(&self, peer: IpAddr) -> SocketAddr {
+        let relayed = match Family::of(peer) {
+            Family::V4 => self.relayed_v4,
+            Family::V6 => self.relayed_v6,
+        };
+        relayed.expect("a channel ends with the relayed address of its peer's family")
+    }
+
     fn are_routable(&self) -> bool {
-        let all = [self.client, self.server, self.relayed];
-        all.iter().all(|end| is_routable(end.ip())) && self.server.port() != 0
+        let ends = [self.client, self.server];
+        ends.iter().all(|end| is_routable(end.ip())) && self.server.port() != 0
     }
 }
 
@@ -189,12 +205,13 @@ impl Relay {
         };
         let ends = self.routes.ends(allocation);
         let routable = ends.are_routable() && !self.policy.is_own(ends.client.ip());
-        let expires = allocation.expires;
+        let expires = allocation.lifetimes();
         let mut is_new = false;
         for channel in allocation.channels.iter_mut() {
-            let until = channel.routed_until(expires);
+            let until = channel.routed_until(expires.of(channel.peer_ip));
             let peer = channel.peer_ip.ip();
-            let wanted = routable && until > now && channel.own.is_none() && is_routable(peer);
+            let both_routable = is_routable(peer) && is_routable(ends.relayed(peer).ip());
+            let wanted = routable && until > now && channel.own.is_none() && both_routable;
             match (wanted, channel.route) {
                 (true, RouteState::Told) | (false, RouteState::Absent) => {}
                 (true, RouteState::Outdated) => self.routes.set(&ends, channel, until),
@@ -234,11 +251,13 @@ impl Relay {
         let Some((allocation, _)) = self.allocations.get_mut(id) else {
             return;
         };
-        let expires = allocation.expires;
+        let expires = allocation.lifetimes();
         let routed = |channel: &&mut Channel| channel.route != RouteState::Absent;
         let ends = allocation.channels.iter_mut().filter(routed);
-        let first = ends.map(|channel| channel.routed_until(expires)).min();
-        let due = first.map_or(expires, |first| first.min(expires));
+        let first = ends
+            .map(|channel| channel.routed_until(expires.of(channel.peer_ip)))
+            .min();
+        let due = first.map_or(expires.earliest(), |first| first.min(expires.earliest()));
         if let Some(timer) = allocation.timer.take() {
             self.timers.cancel(timer);
         }
@@ -247,28 +266,40 @@ impl Relay {
 }
 
 impl Channel {
-    /// When the channel's routes end, given its allocation's end.
-    pub(super) fn routed_until(&self, allocation_expires: Timestamp) -> Timestamp {
-        let end = self.usable_until.min(allocation_expires);
+    /// When the channel's routes end, given its relayed address's end.
+    pub(super) fn routed_until(&self, relayed_until: Timestamp) -> Timestamp {
+        let end = self.usable_until.min(relayed_until);
         Timestamp::from_nanos(end.as_nanos() & !(GRAIN_NANOS - 1))
     }
 
     /// Notes whether the routes' end is still what it was before a change.
-    pub(super) fn compare_end(&mut self, before: Timestamp, allocation_expires: Timestamp) {
-        if self.route == RouteState::Told && self.routed_until(allocation_expires) != before {
+    pub(super) fn compare_end(&mut self, before: Timestamp, relayed_until: Timestamp) {
+        if self.route == RouteState::Told && self.routed_until(relayed_until) != before {
             self.route = RouteState::Outdated;
         }
     }
 }
 
 impl Allocation {
-    /// Changes the allocation's end.
-    pub(super) fn set_expires(&mut self, expires: Timestamp) {
-        let before = std::mem::replace(&mut self.expires, expires);
-        for channel in self.channels.iter_mut() {
-            let end = channel.routed_until(before);
-            channel.compare_end(end, expires);
+    /// Changes the end of the relayed address of one family, or of all. Returns whether one of them
+    /// ends sooner now.
+    pub(super) fn set_expires(&mut self, family: Option<Family>, expires: Timestamp) -> bool {
+        let before = self.lifetimes();
+        let details = &mut *self.details;
+        let mut sooner = false;
+        for relayed in std::iter::once(&mut details.relayed).chain(&mut details.second) {
+            if family.is_none_or(|family| relayed.family == family) {
+                sooner |= expires < relayed.expires;
+                relayed.expires = expires;
+            }
         }
+        let after = self.lifetimes();
+        self.expires = after.latest();
+        for channel in self.channels.iter_mut() {
+            let end = channel.routed_until(before.of(channel.peer_ip));
+            channel.compare_end(end, after.of(channel.peer_ip));
+        }
+        sooner
     }
 }
 
