@@ -326,16 +326,18 @@ impl Model {
         else {
             return vec![drop];
         };
-        let permission = allocation.permissions.get(&peer.ip());
-        let may = self
-            .rules
-            .alive(now, address.expires)
-            .and(permission.map_or(Alive::No, |until| self.rules.alive(now, *until)))
-            .and(reachable);
         let bound = |(_, bound): &(&u16, &(SocketAddr, Timestamp))| {
             bound.0 == peer && self.rules.alive(now, bound.1) == Alive::Yes
         };
         let channel = allocation.channels.iter().find(bound);
+        // A channel stands for itself; everything else needs a permission.
+        let permission = allocation.permissions.get(&peer.ip());
+        let permitted = permission.map_or(Alive::No, |until| self.rules.alive(now, *until));
+        let may = self
+            .rules
+            .alive(now, address.expires)
+            .and(channel.map_or(permitted, |_| Alive::Yes))
+            .and(reachable);
         let around = if channel.is_some() {
             4
         } else {
@@ -406,12 +408,10 @@ impl Model {
         let Some(address) = allocation.of_family(peer.is_ipv4()) else {
             return vec![not_bound];
         };
-        let permission = allocation.permissions.get(&peer.ip());
         let may = self
             .rules
             .alive(now, address.expires)
-            .and(self.rules.alive(now, *until))
-            .and(permission.map_or(Alive::No, |until| self.rules.alive(now, *until)));
+            .and(self.rules.alive(now, *until));
         let mut expected = self.forward(now, may, address.local, *peer, data);
         if overlong || may != Alive::Yes {
             expected.push(not_bound);

@@ -60,14 +60,11 @@ impl Model {
                 continue;
             }
             for (number, (peer, until)) in &allocation.channels {
-                let Some(permitted) = allocation.permissions.get(&peer.ip()) else {
-                    continue;
-                };
                 let address = allocation.of_family(peer.is_ipv4());
                 let Some(address) = address.filter(|address| !address.deleted) else {
                     continue;
                 };
-                let end = address.expires.min(*until).min(*permitted);
+                let end = address.expires.min(*until);
                 if !self.rules.own_addresses.contains(&peer.ip()) {
                     ways.extend(both_ways(flow, address.local, *number, *peer, end));
                 }

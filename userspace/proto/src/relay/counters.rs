@@ -176,7 +176,7 @@ drop_reasons! {
     BadChannelData => "bad_channel_data",
     /// ChannelData or a Send indication from somebody without an allocation.
     NoAllocation => "no_allocation",
-    /// ChannelData on a channel that is not bound, or whose binding or permission has expired.
+    /// ChannelData on a channel that is not bound, or whose binding has expired.
     ChannelNotBound => "channel_not_bound",
     /// A Send indication to a peer without a permission.
     NoPermissionToPeer => "no_permission_to_peer",

@@ -1,4 +1,7 @@
 //! ChannelBind (RFC 8656 §12.2).
+//!
+//! Data flows on a channel until its binding ends, also where the permission that came with it has
+//! ended before: see docs/decisions/0008-how-long-a-channel-carries-data.md.
 
 use super::address::PeerAddr;
 use super::channels::Channel;
@@ -85,15 +88,18 @@ impl Relay {
         // The same peer's: a binding of another one has been swept.
         let known = allocation.channels.by_number(number, hasher);
         let expires = now + CHANNEL_LIFETIME;
-        let channel = Channel {
+        let relayed_until = allocation.lifetimes().of(peer.ip);
+        let mut channel = Channel {
             peer_ip: peer.ip,
             peer_port: peer.port,
             number,
             own,
-            usable_until: known.map_or(now, |known| known.usable_until),
             expires,
             route: known.map_or(RouteState::Absent, |known| known.route),
         };
+        if let Some(known) = known {
+            channel.compare_end(known.routed_until(relayed_until), relayed_until);
+        }
         allocation.channels.insert(channel, hasher);
         // RFC 8656 §12.2: a ChannelBind also installs or refreshes a permission.
         allocation.permit(now, peer.ip, own, hasher);

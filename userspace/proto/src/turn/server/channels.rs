@@ -17,9 +17,7 @@ pub(crate) struct Channel {
     pub(crate) number: ChannelNumber,
     /// Set where the peer is an address of this host: its port is checked packet by packet.
     pub(crate) own: Option<OwnAddress>,
-    /// The earlier end of binding and permission: up to here data flows.
-    pub(crate) usable_until: Timestamp,
-    /// The end of the binding.
+    /// The end of the binding: up to here data flows.
     pub(crate) expires: Timestamp,
     /// What the shell knows about its routes.
     pub(crate) route: RouteState,
@@ -42,8 +40,8 @@ pub(crate) struct Channels {
     more: Option<Box<More>>,
 }
 
-const _: () = assert!(size_of::<Option<Channel>>() <= 40);
-const _: () = assert!(size_of::<Channels>() <= 48);
+const _: () = assert!(size_of::<Option<Channel>>() <= 32);
+const _: () = assert!(size_of::<Channels>() <= 40);
 
 #[derive(Debug, Default)]
 struct More {
@@ -204,7 +202,6 @@ mod tests {
             peer_port: number,
             number: ChannelNumber::new(number).unwrap(),
             own: None,
-            usable_until: expires,
             expires,
             route: RouteState::Absent,
         }

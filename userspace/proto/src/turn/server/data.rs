@@ -88,7 +88,7 @@ impl Relay {
         let channel = allocation
             .channels
             .by_number(number, hasher)
-            .filter(|channel| channel.usable_until > now)
+            .filter(|channel| channel.expires > now)
             .ok_or(DropReason::ChannelNotBound)?;
         let (peer, own) = (channel.peer(), channel.own);
         let start = CHANNEL_DATA_HEADER_BYTES;
@@ -159,7 +159,7 @@ impl Relay {
             .port_to(now, id, remote.is_ipv6())
             .ok_or(DropReason::NoSuchPort)?;
         let channel = allocation.channels.by_peer(peer, hasher);
-        let (channel, own) = match channel.filter(|channel| channel.usable_until > now) {
+        let (channel, own) = match channel.filter(|channel| channel.expires > now) {
             Some(channel) => (Some(channel.number), channel.own),
             None => {
                 // RFC 8656 §11.3: "If relaying is not permitted, then the UDP datagram is silently

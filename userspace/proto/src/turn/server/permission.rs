@@ -183,7 +183,7 @@ impl Allocation {
         self.permissions.len() + missing(self) <= usize::from(most)
     }
 
-    /// Installs or refreshes a permission, and with it the channels to the same address.
+    /// Installs or refreshes a permission.
     pub(super) fn permit(
         &mut self,
         now: Timestamp,
@@ -192,17 +192,7 @@ impl Allocation {
         hasher: &RandomState,
     ) {
         let expires = now + PERMISSION_LIFETIME;
-        let relayed_until = self.lifetimes().of(ip);
         self.permissions
             .insert(Permission { ip, own, expires }, hasher);
-        for channel in self
-            .channels
-            .iter_mut()
-            .filter(|channel| channel.peer_ip == ip)
-        {
-            let end = channel.routed_until(relayed_until);
-            channel.usable_until = channel.expires.min(expires);
-            channel.compare_end(end, relayed_until);
-        }
     }
 }

@@ -7,8 +7,8 @@
 //!
 //! A route is the machine's own answer to the packets with its key, given beforehand: it stands only
 //! while the machine would send them to the same place, and changes in the step that changes that.
-//! Its end is the earliest end of permission, channel and allocation, so that nothing is forwarded
-//! longer than the machine would, whatever becomes of the machine.
+//! Its end is the earlier end of channel and relayed address, so that nothing is forwarded longer
+//! than the machine would, whatever becomes of the machine.
 //!
 //! Some packets always come to the machine:
 //! - those of peers at an address of this host, whose ports are judged packet by packet;
@@ -268,7 +268,7 @@ impl Relay {
 impl Channel {
     /// When the channel's routes end, given its relayed address's end.
     pub(super) fn routed_until(&self, relayed_until: Timestamp) -> Timestamp {
-        let end = self.usable_until.min(relayed_until);
+        let end = self.expires.min(relayed_until);
         Timestamp::from_nanos(end.as_nanos() & !(GRAIN_NANOS - 1))
     }
 
