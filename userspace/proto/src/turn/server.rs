@@ -12,6 +12,7 @@ mod permission;
 mod permissions;
 mod refresh;
 mod routes;
+mod table;
 
 pub(crate) use address::Flow;
 pub(crate) use allocation::{Allocations, Relayed};

@@ -61,8 +61,8 @@ impl Relay {
         // RFC 8656 §12.2: "The channel number is not currently bound to a different transport
         // address", and "the transport address is not currently bound to a different channel number",
         // else 400.
-        let by_number = allocation.channels.by_number(number, hasher);
-        let by_peer = allocation.channels.by_peer(peer, hasher);
+        let by_number = allocation.channels.find(number, hasher);
+        let by_peer = allocation.channels.find(peer, hasher);
         let taken = by_number.is_some_and(|known| known.peer() != peer && known.expires > now)
             || by_peer.is_some_and(|known| known.number != number && known.expires > now);
         if taken {
@@ -86,7 +86,7 @@ impl Relay {
             return Err(Code::INSUFFICIENT_CAPACITY.into());
         }
         // The same peer's: a binding of another one has been swept.
-        let known = allocation.channels.by_number(number, hasher);
+        let known = allocation.channels.find(number, hasher);
         let expires = now + CHANNEL_LIFETIME;
         let relayed_until = allocation.lifetimes().of(peer.ip);
         let mut channel = Channel {
@@ -100,7 +100,7 @@ impl Relay {
         if let Some(known) = known {
             channel.compare_end(known.routed_until(relayed_until), relayed_until);
         }
-        allocation.channels.insert(channel, hasher);
+        allocation.channels.insert(number, channel, hasher);
         // RFC 8656 §12.2: a ChannelBind also installs or refreshes a permission.
         allocation.permit(now, peer.ip, own, hasher);
         self.follow_routes(now, id);

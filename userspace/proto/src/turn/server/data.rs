@@ -87,7 +87,7 @@ impl Relay {
             .ok_or(DropReason::NoAllocation)?;
         let channel = allocation
             .channels
-            .by_number(number, hasher)
+            .find(number, hasher)
             .filter(|channel| channel.expires > now)
             .ok_or(DropReason::ChannelNotBound)?;
         let (peer, own) = (channel.peer(), channel.own);
@@ -158,7 +158,7 @@ impl Relay {
         allocation
             .port_to(now, id, remote.is_ipv6())
             .ok_or(DropReason::NoSuchPort)?;
-        let channel = allocation.channels.by_peer(peer, hasher);
+        let channel = allocation.channels.find(peer, hasher);
         let (channel, own) = match channel.filter(|channel| channel.expires > now) {
             Some(channel) => (Some(channel.number), channel.own),
             None => {

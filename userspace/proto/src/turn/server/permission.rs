@@ -193,6 +193,6 @@ impl Allocation {
     ) {
         let expires = now + PERMISSION_LIFETIME;
         self.permissions
-            .insert(Permission { ip, own, expires }, hasher);
+            .insert(ip, Permission { ip, own, expires }, hasher);
     }
 }
