@@ -37,6 +37,12 @@ pub struct Probe {
     backlog: Vec<Relayed>,
 }
 
+fn key_of(user: &str, password: &str) -> IntegrityKey {
+    let key = LongTermKey::derive(Algorithm::Md5, user, REALM, password)
+        .expect("the laboratory's credentials are well-formed");
+    IntegrityKey::new(key.as_bytes())
+}
+
 /// What a success response says.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Granted {
@@ -79,17 +85,31 @@ impl Probe {
 
     /// As [`Probe::new`], of another user with the same password.
     pub fn of_user(host: &Host, local: IpAddr, server: SocketAddr, user: &str) -> Self {
-        let key = LongTermKey::derive(Algorithm::Md5, user, REALM, PASSWORD)
-            .expect("the laboratory's credentials are well-formed");
+        Self::with_password(host, local, server, (user, PASSWORD))
+    }
+
+    /// As [`Probe::new`], with these credentials.
+    pub fn with_password(
+        host: &Host,
+        local: IpAddr,
+        server: SocketAddr,
+        (user, password): (&str, &str),
+    ) -> Self {
         Self {
             socket: host.bind_any(local),
             server,
             user: user.to_owned(),
-            key: IntegrityKey::new(key.as_bytes()),
+            key: key_of(user, password),
             nonce: Vec::new(),
             transactions: 0,
             backlog: Vec::new(),
         }
+    }
+
+    /// Signs with other credentials from now on.
+    pub fn change_credentials(&mut self, (user, password): (&str, &str)) {
+        user.clone_into(&mut self.user);
+        self.key = key_of(user, password);
     }
 
     /// Where it sends from.

@@ -120,6 +120,8 @@ pub struct ServerOptions {
     pub shards: u16,
     /// Users besides [`USER`], with the same password.
     pub users: Vec<String>,
+    /// Secrets of time-limited credentials.
+    pub secrets: Vec<String>,
     /// The kernel path; off where there is none, as the switch of a laboratory takes nothing from it.
     pub kernel: Option<KernelOptions>,
     /// Lines of the section `[limits]`.
@@ -141,6 +143,7 @@ impl ServerOptions {
             unprivileged: false,
             shards: 0,
             users: Vec::new(),
+            secrets: Vec::new(),
             kernel: None,
             limits: Vec::new(),
         }
@@ -171,7 +174,7 @@ impl ServerOptions {
             "[relay]\nlisten = [{listen}]\nrelay_addresses = [{relay}]\n\
              port_range = \"{first}-{last}\"\nrealm = \"{REALM}\"\nshards = {shards}\n\
              driver = \"{driver}\"\n\n\
-             [auth]\nusers = {{ {users} }}\n\n\
+             [auth]\nusers = {{ {users} }}\nrest_secrets = [{secrets}]\n\n\
              [access]\nallow = [{allow}]\ndeny = [{deny}]\n\n\
              {kernel}\n[limits]\n{limits}\n",
             listen = quoted(self.listen.iter().map(SocketAddr::to_string).collect()),
@@ -180,6 +183,7 @@ impl ServerOptions {
             last = self.ports.end(),
             shards = self.shards,
             users = users.collect::<Vec<_>>().join(", "),
+            secrets = quoted(self.secrets.clone()),
             kernel = self.kernel(),
             limits = self.limits.join("\n"),
             driver = match driver {

@@ -26,6 +26,10 @@ pub struct Plan {
     pub realm: String,
     /// Names and passwords.
     pub users: Vec<(String, String)>,
+    /// A secret that usernames and passwords may be made with.
+    pub secret: Option<String>,
+    /// A time, and which second of Unix time it is.
+    pub wall: (Timestamp, u64),
     /// Peers that may be reached.
     pub peers: Vec<SocketAddr>,
     /// Addresses that nobody may reach.
@@ -52,6 +56,9 @@ struct Session {
     server: SocketAddr,
     user: usize,
     sha256: bool,
+    /// Uses usernames that end, and this one now.
+    time_limited: bool,
+    username: Option<(u64, String)>,
     nonce: Option<Vec<u8>>,
     algorithms: Option<Vec<u8>>,
     relayed: Vec<SocketAddr>,
@@ -88,6 +95,8 @@ impl Client {
                     server: **dice.pick(&servers),
                     user: dice.below(plan.users.len()),
                     sha256: dice.one_in(3),
+                    time_limited: plan.secret.is_some() && dice.one_in(2),
+                    username: None,
                     nonce: None,
                     algorithms: None,
                     relayed: Vec::new(),
@@ -405,15 +414,36 @@ impl Session {
         *turn.dice.pick(&plan.peers)
     }
 
+    /// Username and password: those of a user, or such as end.
+    fn credentials(&mut self, turn: &mut Turn<'_>) -> (String, String) {
+        let plan = turn.plan;
+        let (user, password) = &plan.users[self.user];
+        let Some(secret) = plan.secret.as_ref().filter(|_| self.time_limited) else {
+            return (user.clone(), password.clone());
+        };
+        let (start, unix_start_s) = plan.wall;
+        let now = unix_start_s + turn.now.saturating_since(start).as_secs();
+        let used = self.username.take().filter(|(end, _)| *end > now);
+        let (end, name) = used.filter(|_| !turn.dice.one_in(12)).unwrap_or_else(|| {
+            let end = now + *turn.dice.pick(&[2, 40, 500, 1500, 9000]);
+            self.edges
+                .push(start + Duration::from_secs(end - unix_start_s));
+            (end, format!("{end}:{user}"))
+        });
+        self.username = Some((end, name.clone()));
+        let password = stun::rest_password(secret, &name);
+        (name, password)
+    }
+
     /// Adds credentials: mostly the right ones.
     fn sign(&mut self, turn: &mut Turn<'_>, mut request: Builder) -> Vec<u8> {
         let Some(nonce) = &self.nonce else {
             return request.finish();
         };
-        let plan = turn.plan;
-        let (name, password) = &plan.users[self.user];
-        let (mut name, mut password) = (name.as_str(), password.as_str());
         let mut nonce = nonce.clone();
+        let plan = turn.plan;
+        let own = self.credentials(turn);
+        let (mut name, mut password) = pair(&own);
         let mut leave_out = 0;
         match turn.dice.below(60) {
             0 => password = "wrong",
@@ -424,7 +454,10 @@ impl Session {
             5 => drop(request.put(0x7778, &[1, 2, 3])),
             _ => {}
         }
-        if leave_out != 1 {
+        let hidden = nonce.starts_with(b"obMatJos2w") && turn.dice.one_in(3);
+        if leave_out != 1 && hidden {
+            request.put(attribute::USERHASH, &stun::userhash(name, &plan.realm));
+        } else if leave_out != 1 {
             request.put(attribute::USERNAME, name.as_bytes());
         }
         if leave_out != 2 {
@@ -606,6 +639,7 @@ impl Session {
         let mut again = Builder::new(request.kind, turn.dice.array());
         let credentials = [
             attribute::USERNAME,
+            attribute::USERHASH,
             attribute::REALM,
             attribute::NONCE,
             attribute::PASSWORD_ALGORITHM,

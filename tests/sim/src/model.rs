@@ -8,6 +8,7 @@
 //! It keeps absolute times in ordered maps and searches them; it has no timers.
 
 mod answers;
+mod credentials;
 pub mod metering;
 pub mod peers;
 mod reload;
@@ -125,6 +126,7 @@ pub struct Allocation {
     /// The channels' peers, and until when.
     pub channels: BTreeMap<u16, (SocketAddr, Timestamp)>,
     made_by: TransactionId,
+    time_limit: Option<credentials::TimeLimit>,
     answer: Vec<u8>,
     /// One of two addresses has ended: a retransmitted request is answered in another way.
     is_less: bool,
@@ -169,7 +171,8 @@ pub struct Model {
     allocations: BTreeMap<Flow, Allocation>,
     opening: BTreeMap<Flow, Opening>,
     ports: BTreeMap<SocketAddr, Flow>,
-    nonces: BTreeMap<(SocketAddr, Vec<u8>), Timestamp>,
+    /// When a nonce was issued, and with which list of password algorithms.
+    nonces: BTreeMap<(SocketAddr, Vec<u8>), (Timestamp, Option<Vec<u8>>)>,
     deleted: BTreeSet<(Flow, TransactionId)>,
     reservations: BTreeMap<Vec<u8>, Reservation>,
     latest: Timestamp,

@@ -17,7 +17,7 @@ use towpath_proto::relay::{
     DropReason, Notice, PortError, RelayCommand, RelayConfig, RelayCounters, RelayEvent,
     RelayShared, Traffic,
 };
-use towpath_proto::{Machine, Timestamp};
+use towpath_proto::{Machine, Timestamp, WallClock};
 
 use crate::dice::{Dice, PerMillion};
 use crate::kernel::{Forwarded, Kernel, KernelPath};
@@ -372,9 +372,25 @@ impl<M: Machine<Command = RelayCommand, Event = RelayEvent>> RelayHost<M> {
         }
         self.model.reload(context.now, rules);
         self.model.count("reload");
+        self.tell_and_settle(context, &RelayEvent::Reconfigured(Arc::clone(config)));
+    }
+
+    /// Sets the clock of the day on the relay's host; does nothing while a port is being opened.
+    pub fn set_clock(&mut self, context: &mut Context<'_>, unix_s: u64) {
+        if self.model.is_opening() {
+            return;
+        }
+        self.model.set_clock(context.now, unix_s);
+        self.model.count("clock set");
+        let clock = WallClock::new(context.now, Duration::from_secs(unix_s));
+        self.tell_and_settle(context, &RelayEvent::WallClock(clock));
+    }
+
+    /// Tells all shards something that changes what may be there.
+    fn tell_and_settle(&mut self, context: &mut Context<'_>, event: &RelayEvent) {
         for index in 0..self.shards.len() {
             let shard = ShardId(u16::try_from(index).expect("shards are counted in 16 bits"));
-            let event = RelayEvent::Reconfigured(Arc::clone(config));
+            let event = event.clone();
             // A shell lets a machine work in the round in which it hands over a message.
             let shell = &mut self.shards[index].shell;
             let mut outputs = shell.event(context.now, event);

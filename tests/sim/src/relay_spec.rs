@@ -9,8 +9,10 @@ use std::time::Duration;
 use towpath_proto::access::{AccessRules, IpPrefix};
 use towpath_proto::machine::ShardId;
 use towpath_proto::relay::{
-    Credential, Relay, RelayAddress, RelayConfig, RelayLimits, RelayShared, Users,
+    Credential, Relay, RelayAddress, RelayConfig, RelayEvent, RelayLimits, RelayShared, RestSecret,
+    Users,
 };
+use towpath_proto::{Machine, Timestamp, WallClock};
 
 use crate::dice::Dice;
 use crate::kernel::KernelPath;
@@ -38,6 +40,8 @@ pub struct RelaySpec {
     pub shards: u16,
     /// Names and passwords.
     pub users: Vec<(String, String)>,
+    /// Secrets of time-limited credentials.
+    pub secrets: Vec<String>,
     /// Special-use addresses that are allowed as peers.
     pub allowed: Vec<IpAddr>,
     /// Addresses that are denied as peers.
@@ -54,6 +58,8 @@ pub struct RelaySpec {
 
 /// The port every relay listens on.
 pub const LISTENING_PORT: u16 = 3478;
+/// Unix time at the beginning of every run.
+pub const START_UNIX_S: u64 = 1_800_000_000;
 /// The realm of every relay.
 pub const REALM: &str = "towpath.example";
 
@@ -67,6 +73,7 @@ impl RelaySpec {
             port_range: 50_000..=50_999,
             shards: 1,
             users: vec![("alice".into(), "secret".into())],
+            secrets: Vec::new(),
             allowed: Vec::new(),
             denied: Vec::new(),
             limits: RelayLimits::default(),
@@ -92,7 +99,8 @@ impl RelaySpec {
         node: impl FnOnce(RelayHost<Relay>) -> N,
     ) -> HostId {
         let mut secrets = dice.fork("secrets", 0);
-        let rules = self.rules(secrets.number());
+        let wall = (world.now(), START_UNIX_S);
+        let rules = self.rules(secrets.number(), wall);
         let config = Arc::new(self.config(secrets.array()));
         config
             .validate()
@@ -101,7 +109,9 @@ impl RelaySpec {
         let machines = (0..self.shards).map(|shard| {
             let seed = secrets.array();
             let (config, shared) = (Arc::clone(&config), Arc::clone(&shared));
-            let machine = Relay::new(config, shared, ShardId(shard), seed);
+            let mut machine = Relay::new(config, shared, ShardId(shard), seed);
+            let clock = WallClock::new(wall.0, Duration::from_secs(wall.1));
+            machine.handle_event(wall.0, RelayEvent::WallClock(clock));
             let counters = machine.counters();
             (machine, counters)
         });
@@ -137,7 +147,8 @@ impl RelaySpec {
     /// Gives the relay on a host what has changed in its description since; not everything can.
     /// Does nothing while a port is being opened.
     pub fn reload(&self, host: &mut RelayHost<Relay>, context: &mut Context<'_>) {
-        let rules = self.rules(host.model().rules.steering_key);
+        let known = &host.model().rules;
+        let rules = self.rules(known.steering_key, known.wall);
         // A machine keeps the secret it began with.
         let config = Arc::new(self.config([0; 32]));
         host.reload(context, &config, rules)
@@ -175,6 +186,9 @@ impl RelaySpec {
             let sha256 = Some(sha256_key(name, REALM, password));
             users.insert(name, Credential { md5, sha256 });
         }
+        for secret in &self.secrets {
+            users.add_rest_secret(RestSecret::new(secret).expect("it is a secret"));
+        }
         let relay_address = |(local, public): &(IpAddr, IpAddr)| RelayAddress {
             local: *local,
             public: *public,
@@ -202,11 +216,13 @@ impl RelaySpec {
         }
     }
 
-    fn rules(&self, steering_key: u64) -> Rules {
+    fn rules(&self, steering_key: u64, wall: (Timestamp, u64)) -> Rules {
         let limits = &self.limits;
         Rules {
             realm: REALM.to_owned(),
             users: self.users.iter().cloned().collect::<BTreeMap<_, _>>(),
+            secrets: self.secrets.clone(),
+            wall,
             relay_addresses: self.addresses.clone(),
             own_addresses: self.own_addresses(),
             allowed: self.allowed.iter().copied().collect(),
@@ -221,7 +237,7 @@ impl RelaySpec {
             default_lifetime: limits.default_lifetime,
             max_lifetime: limits.max_lifetime,
             nonce_lifetime: towpath_proto::nonce::NONCE_LIFETIME,
-            nonce_slack: Duration::from_secs(2),
+            nonce_slack: Duration::from_secs(16),
             slack: SLACK,
             ports_fail: self.faults.ports_fail()
                 || self

@@ -17,7 +17,7 @@ use crate::network::{Edge, HostId, Link, Network, Packet};
 use crate::peer::Peer;
 use crate::probe::Probe;
 use crate::relay_host::{Faults, RelayHost};
-use crate::relay_spec::{REALM, RelaySpec};
+use crate::relay_spec::{REALM, RelaySpec, START_UNIX_S};
 use crate::traffic::Ledger;
 use crate::world::{Context, Node, World};
 
@@ -88,12 +88,15 @@ impl Run {
         let mut spec = some_relay(&mut choices);
         spec.programs = some_programs(&mut choices, &spec);
         spec.kernel_path = path;
+        if dice.fork("secrets of credentials", 0).one_in(2) {
+            spec.secrets = vec![SECRET.to_owned()];
+        }
         let mut kernel = dice.fork("routes", 0);
         spec.limits.max_routes = *kernel.pick(&[2, 6, 1 << 17, 1 << 17]);
         spec.faults.refused_routes = *kernel.pick(&[PerMillion(0), PerMillion(200_000)]);
         let relay = spec.add_to(&mut world, dice, |host| Actor::Relay(Box::new(host)));
         let peers = add_peers(&mut choices, &mut world, &ledger, &spec);
-        let plan = Rc::new(plan(&mut choices, &spec, peers));
+        let plan = Rc::new(plan(&mut choices, &spec, peers, start));
         let clients = add_clients(&mut choices, &mut world, &ledger, &plan);
         let mut limits = dice.fork("limits", 0);
         let limits = limits.one_in(2).then_some(limits);
@@ -140,6 +143,9 @@ impl Run {
             if self.dice.one_in(4) {
                 self.reload();
             }
+            if self.dice.one_in(8) {
+                self.set_clock();
+            }
             self.change_limits();
         }
     }
@@ -166,10 +172,28 @@ impl Run {
         });
     }
 
+    /// Sets the clock of the day on the relay's host, mostly to what it is.
+    fn set_clock(&mut self) {
+        let passed = self.world.now().saturating_since(self.start).as_secs();
+        let wrong = *self.dice.pick(&[0, 0, 5, 100, 700]);
+        let unix_s = START_UNIX_S + passed;
+        let unix_s = if self.dice.one_in(2) {
+            unix_s + wrong
+        } else {
+            unix_s - wrong
+        };
+        self.world.act(self.relay, |node, context| {
+            let Actor::Relay(host) = node else {
+                unreachable!("the relay's host has a relay")
+            };
+            host.set_clock(context, unix_s);
+        });
+    }
+
     /// Changes who may use the relay and which peers they may reach.
     fn reload(&mut self) {
         let mut spec = self.spec.clone();
-        match self.dice.below(5) {
+        match self.dice.below(7) {
             0 => spec.denied.push(ip("7.1.0.1")),
             1 => spec.denied.extend([ip("2a00:7::1"), ip("10.77.0.1")]),
             2 => drop(spec.users.remove(self.dice.below(spec.users.len()))),
@@ -177,6 +201,8 @@ impl Run {
                 let user = self.dice.below(spec.users.len());
                 spec.users[user].1.push('!');
             }
+            4 if !spec.secrets.is_empty() => spec.secrets.insert(0, "another".to_owned()),
+            5 => spec.secrets.clear(),
             _ => {}
         }
         self.world.act(self.relay, |node, context| {
@@ -216,6 +242,9 @@ impl Run {
         }
     }
 }
+
+/// What some relays and the clients that use them share.
+const SECRET: &str = "the clients' secret";
 
 /// A limit, mostly a low one: the clients of a run send little.
 fn some_limit(dice: &mut Dice) -> Option<Limit> {
@@ -364,7 +393,7 @@ fn add_peers(
     all
 }
 
-fn plan(dice: &mut Dice, spec: &RelaySpec, peers: Vec<SocketAddr>) -> Plan {
+fn plan(dice: &mut Dice, spec: &RelaySpec, peers: Vec<SocketAddr>, start: Timestamp) -> Plan {
     let forbidden = [
         "127.0.0.1:22",
         "10.0.0.1:80",
@@ -408,6 +437,8 @@ fn plan(dice: &mut Dice, spec: &RelaySpec, peers: Vec<SocketAddr>) -> Plan {
         servers: spec.servers(),
         realm: REALM.to_owned(),
         users: spec.users.clone(),
+        secret: (!spec.secrets.is_empty()).then(|| SECRET.to_owned()),
+        wall: (start, START_UNIX_S),
         peers,
         forbidden,
         relay,

@@ -71,6 +71,8 @@ pub mod attribute {
     pub const MESSAGE_INTEGRITY_SHA256: u16 = 0x001c;
     /// PASSWORD-ALGORITHM.
     pub const PASSWORD_ALGORITHM: u16 = 0x001d;
+    /// USERHASH.
+    pub const USERHASH: u16 = 0x001e;
     /// XOR-MAPPED-ADDRESS.
     pub const XOR_MAPPED_ADDRESS: u16 = 0x0020;
     /// RESERVATION-TOKEN.
@@ -325,6 +327,22 @@ pub fn md5_key(user: &str, realm: &str, password: &str) -> [u8; 16] {
 /// The long-term key of PASSWORD-ALGORITHM SHA-256.
 pub fn sha256_key(user: &str, realm: &str, password: &str) -> [u8; 32] {
     Sha256::digest(format!("{user}:{realm}:{password}")).into()
+}
+
+/// USERHASH's value.
+pub fn userhash(user: &str, realm: &str) -> [u8; 32] {
+    Sha256::digest(format!("{user}:{realm}")).into()
+}
+
+/// The password of a time-limited username.
+pub fn rest_password(secret: &str, username: &str) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mac = hmac_sha1(secret.as_bytes(), username.as_bytes());
+    // 20 bytes are 27 digits, the last of 4 bits, and one that pads.
+    let bit = |at: usize| mac.get(at / 8).map_or(0, |byte| byte >> (7 - at % 8) & 1);
+    let digit = |at: usize| (at..at + 6).fold(0, |digit, at| digit << 1 | bit(at));
+    let digits = (0..27).map(|place| char::from(DIGITS[usize::from(digit(6 * place))]));
+    digits.chain(['=']).collect()
 }
 
 /// A ChannelData message, padded or not.

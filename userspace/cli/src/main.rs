@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod config;
+mod credentials;
 mod exit;
 mod limits;
 mod serve;
@@ -36,6 +37,7 @@ Examples:
   towpath config default > towpath.toml        write a commented configuration
   towpath user add alice --config towpath.toml add a user to it
   towpath config check towpath.toml            say what is wrong with it, and where
+  towpath credentials --config towpath.toml    make a credential that ends by itself
   towpath serve --config towpath.toml          serve
   towpath turn 127.0.0.1                       relay through it: round trips, loss, latency
   towpath stun stun.example.org                the address of this machine, seen from there
@@ -66,6 +68,8 @@ enum Command {
     /// Manage users
     #[command(subcommand)]
     User(user::Command),
+    /// Make a time-limited username and password from a shared secret
+    Credentials(credentials::Arguments),
     /// Print completions for a shell
     Completions {
         /// The shell
@@ -91,6 +95,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Turn(arguments) => turn::run(arguments),
         Command::Config(command) => config::run(command),
         Command::User(command) => user::run(command),
+        Command::Credentials(arguments) => credentials::run(arguments),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Arguments::command(), "towpath", &mut script);

@@ -108,7 +108,8 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     if let Some(kernel) = kernel {
         config.kernel.mode = kernel.into();
     }
-    let generated_user = (file.is_none() && config.auth.users.is_empty()).then(GeneratedUser::new);
+    let has_users = !config.auth.users.is_empty() || !config.auth.rest_secrets.is_empty();
+    let generated_user = (file.is_none() && !has_users).then(GeneratedUser::new);
     let realm = config.relay.realm.clone();
     let observe = config.observe.listen.as_ref().map(|listen| listen.value);
     let options = ServeOptions {

@@ -58,7 +58,7 @@ impl Target {
 }
 
 /// `host`, `host:port`, `address`, `[address]` or `[address]:port`.
-fn split(text: &str) -> Option<(&str, u16)> {
+pub(crate) fn split(text: &str) -> Option<(&str, u16)> {
     if text.is_empty() {
         return None;
     }

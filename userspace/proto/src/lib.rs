@@ -24,4 +24,4 @@ pub mod wire;
 pub use towpath_ebpf_common as common;
 
 pub use machine::Machine;
-pub use time::Timestamp;
+pub use time::{Timestamp, WallClock};

@@ -11,6 +11,7 @@ mod counters;
 mod event;
 mod outbox;
 mod request;
+mod rest;
 mod shared;
 mod strangers;
 mod users;
@@ -20,6 +21,7 @@ pub use counters::{Counter, DropReason, ERROR_CODES, RelayCounters, RequestKind}
 pub use event::{
     AllocationOwner, EndReason, Notice, PortError, RelayCommand, RelayEvent, RouteTarget, Traffic,
 };
+pub use rest::{RestName, RestSecret, RestSecretError};
 pub use shared::RelayShared;
 pub use strangers::StrangerLimits;
 pub use users::{Credential, User, Users};
@@ -45,7 +47,7 @@ use crate::slots::Slots;
 use crate::timer::Timers;
 use crate::turn::server::{Allocations, Deleted, Relayed, Routes, is_in_a_loop};
 use crate::wire::{Class, Kind, Message, Method, ParseError, classify};
-use crate::{Machine, Timestamp};
+use crate::{Machine, Timestamp, WallClock};
 use outbox::Outbox;
 use strangers::Strangers;
 
@@ -66,6 +68,8 @@ pub struct Relay {
     /// Grows when users or rules change; allocations are looked at again one by one.
     pub(crate) policy_version: u32,
     pub(crate) nonces: NonceKey,
+    /// For credentials that end at a time of day. Until it is known they are refused.
+    pub(crate) clock: Option<WallClock>,
     pub(crate) rng: ChaCha12Rng,
     /// The free ports, by relay address.
     pub(crate) pools: Vec<PortPool>,
@@ -99,6 +103,7 @@ impl Relay {
         shard: ShardId,
         seed: [u8; 32],
     ) -> Self {
+        config.users.prepare(&config.realm);
         let mut rng = ChaCha12Rng::from_seed(seed);
         let pool = |_| PortPool::new(config.port_range.clone(), shard, config.shards);
         let pools: Vec<_> = config.relay_addresses.iter().map(pool).collect();
@@ -108,6 +113,7 @@ impl Relay {
             policy: PeerPolicy::new(&config),
             policy_version: 0,
             nonces: NonceKey::new(&config.nonce_secret),
+            clock: None,
             allocations: Allocations::new(&mut rng),
             strangers: Strangers::new(&mut rng),
             rng,
@@ -230,8 +236,20 @@ impl Relay {
             nonce_secret: self.config.nonce_secret,
             ..config.clone()
         };
+        config.users.prepare(&config.realm);
         self.policy = PeerPolicy::new(&config);
         self.config = Arc::new(config);
+        self.judge_all_again();
+    }
+
+    /// Users' credentials end at other times by our clock than before.
+    fn set_clock(&mut self, clock: WallClock) {
+        self.clock = Some(clock);
+        self.judge_all_again();
+    }
+
+    /// Has every allocation looked at again: with its next packet, or by and by.
+    fn judge_all_again(&mut self) {
         self.policy_version = self.policy_version.wrapping_add(1);
         self.rules_cursor = Some(0);
     }
@@ -305,6 +323,7 @@ impl Machine for Relay {
             RelayEvent::PortOpened { port } => self.port_opened(now, port),
             RelayEvent::PortFailed { port, error } => self.port_failed(now, port, error),
             RelayEvent::Reconfigured(config) => self.reconfigure(&config),
+            RelayEvent::WallClock(clock) => self.set_clock(clock),
             RelayEvent::Drain => self.draining = true,
         }
     }

@@ -25,7 +25,7 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use towpath_proto::access::AccessRules;
-use towpath_proto::relay::{Credential, RelayAddress};
+use towpath_proto::relay::{Credential, RelayAddress, RestSecret};
 
 pub use check::{
     DEFAULT_PINS, MAX_KERNEL_PEERS, MAX_KERNEL_ROUTES, MAX_PREFIXES, MAX_SHARDS, MAX_USERS, REALM,
@@ -85,6 +85,8 @@ pub struct RelaySection {
 pub struct AuthSection {
     /// Users by name.
     pub users: BTreeMap<String, Credential>,
+    /// Secrets that time-limited credentials are made with; new ones with the first.
+    pub rest_secrets: Vec<RestSecret>,
 }
 
 /// The `[observe]` section.

@@ -45,7 +45,10 @@ pub enum Note {
     #[error("relay.port_range has ports for {0} shards only")]
     FewerShards(u16),
     /// Nobody can ask for an allocation.
-    #[error("auth.users is empty: only Binding requests are answered; see `towpath user add`")]
+    #[error(
+        "auth.users and auth.rest_secrets are empty: only Binding requests are answered; see \
+         `towpath user add`"
+    )]
     NoUsers,
 }
 
@@ -98,8 +101,12 @@ impl Plan {
             .users
             .iter()
             .map(|(name, keys)| (name.as_str(), keys.clone()));
-        let users: Users = named.chain(more_users).collect();
-        if users.is_empty() {
+        let mut users: Users = named.chain(more_users).collect();
+        for secret in &config.auth.rest_secrets {
+            users.add_rest_secret(secret.clone());
+        }
+        users.prepare(&config.relay.realm);
+        if users.is_empty() && users.rest_secrets().is_empty() {
             notes.push(Note::NoUsers);
         }
         let relay = RelayConfig {
@@ -403,7 +410,7 @@ mod tests {
             .relay
             .users
             .find("a")
-            .map(|user| user.credential().clone());
+            .and_then(|user| user.credential().cloned());
         assert_eq!(found, Some(keys));
     }
 }

@@ -13,9 +13,11 @@ use std::time::{Duration, Instant, SystemTime};
 
 use towpath_engine::{Engine, StartError as EngineStartError};
 use towpath_kernel::KernelError;
-use towpath_proto::relay::{Relay, RelayShared};
+use towpath_proto::machine::ShardId;
+use towpath_proto::relay::{Relay, RelayEvent, RelayShared};
+use towpath_proto::{Machine as _, WallClock};
 
-use crate::clock;
+use crate::clock::{self, ClockFollower};
 use crate::config::{Config, DriverChoice};
 use crate::control::socket::{ControlSocket, ControlSocketError};
 use crate::control::{Control, Options, StopSignal};
@@ -86,6 +88,8 @@ pub struct Server {
     engine: Engine<Relay>,
     control: Control,
     vitals: Arc<Vitals>,
+    /// What the shards were told at the start.
+    clock: WallClock,
     stopped: Receiver<StopSignal>,
     generated: Option<(GeneratedUser, Kept)>,
 }
@@ -130,7 +134,8 @@ impl Server {
             config.relay.realm.clone(),
             KeptFile::new(&directories.state),
         ));
-        let (engine, vitals) = start_engine(&plan, &config, kernel)?;
+        let clock = clock::wall_clock();
+        let (engine, vitals) = start_engine(&plan, &config, kernel, clock)?;
         let (stop, stopped) = mpsc::sync_channel(1);
         let options = Options {
             vitals: Arc::clone(&vitals),
@@ -144,6 +149,7 @@ impl Server {
             engine,
             control,
             vitals,
+            clock,
             stopped,
             generated,
         };
@@ -164,10 +170,12 @@ impl Server {
     /// Waits for a signal to stop, then stops.
     pub fn run(self) -> Result<StopSignal, ShardEnded> {
         let mut own = OwnAddresses::new(Arc::clone(&self.vitals.relay), Instant::now());
+        let mut clock = ClockFollower::new(self.clock, self.vitals.relay.shards);
         let signal = loop {
             if own.is_due(Instant::now()) {
                 self.follow_addresses(&mut own);
             }
+            clock.follow(clock::wall_clock(), |shard, event| self.tell(shard, event));
             match self.stopped.recv_timeout(WATCH_PERIOD) {
                 Ok(signal) => break Ok(signal),
                 Err(RecvTimeoutError::Disconnected) => break Err(ShardEnded),
@@ -186,14 +194,17 @@ impl Server {
         match host::addresses() {
             Ok(addresses) => {
                 self.vitals.kernel.follow(&self.vitals.relay, &addresses);
-                own.follow(addresses, |shard, event| {
-                    let mailbox = self.engine.mailbox(shard);
-                    mailbox.is_none_or(|mailbox| mailbox.try_send(event).is_ok())
-                });
+                own.follow(addresses, |shard, event| self.tell(shard, event));
             }
             // It is asked again soon; what the shards know stays in force.
             Err(error) => tracing::debug!(%error, "cannot read the addresses of this machine"),
         }
+    }
+
+    /// Whether the shard's mailbox took the event.
+    fn tell(&self, shard: ShardId, event: RelayEvent) -> bool {
+        let mailbox = self.engine.mailbox(shard);
+        mailbox.is_none_or(|mailbox| mailbox.try_send(event).is_ok())
     }
 
     fn stop(self) {
@@ -241,6 +252,7 @@ impl Server {
             ports = vitals.relayed_ports,
             realm = vitals.relay.realm,
             users = vitals.relay.users.len(),
+            rest_secrets = vitals.relay.users.rest_secrets().len(),
             shards = vitals.shards.len(),
             driver = vitals.report.driver.name(),
             reason = vitals.report.reason,
@@ -299,6 +311,7 @@ fn start_engine(
     plan: &Plan,
     config: &Config,
     kernel: KernelPath,
+    clock: WallClock,
 ) -> Result<(Engine<Relay>, Arc<Vitals>), StartError> {
     let started = Instant::now();
     let shared = Arc::new(RelayShared::with_slots(
@@ -307,12 +320,13 @@ fn start_engine(
     ));
     let mut counters = Vec::new();
     let engine = Engine::start(plan.engine.clone(), |id| {
-        let relay = Relay::new(
+        let mut relay = Relay::new(
             Arc::clone(&plan.relay),
             Arc::clone(&shared),
             id,
             rand::random(),
         );
+        relay.handle_event(clock::now(), RelayEvent::WallClock(clock));
         let notices = Arc::new(Notices::new());
         counters.push((id, relay.counters(), Arc::clone(&notices)));
         let offload = kernel.offload();

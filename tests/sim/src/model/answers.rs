@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use towpath_proto::Timestamp;
 
-use super::requests::{algorithm, verify_by, wants_both};
+use super::requests::{algorithm, names_algorithm, wants_both};
 use super::time::{CHANNEL_LIFETIME, PERMISSION_LIFETIME};
 use super::{Address, Allocation, Flow, Model, Reservation, is_answer};
 use crate::stun::{Parsed, attribute, kind};
@@ -97,10 +97,8 @@ impl Model {
         let opened = self.ports.iter().filter(|(_, other)| **other == flow);
         let opened: Vec<SocketAddr> = opened.map(|(local, _)| *local).collect();
         self.check_addresses(now, flow, request, answer, &opened);
-        let user = request
-            .find(attribute::USERNAME)
-            .expect("it was authenticated");
-        let user = String::from_utf8_lossy(user).into_owned();
+        let claim = self.rules.claim(request).expect("it was authenticated");
+        let user = claim.user;
         let reserves = request
             .find(attribute::EVEN_PORT)
             .is_some_and(|value| value[0] & 0x80 != 0);
@@ -122,8 +120,12 @@ impl Model {
             };
             self.reservations.insert(token.to_vec(), reservation);
         }
-        let lifetime = self.granted(request);
+        let lifetime = self.granted(since, request);
         assert_eq!(answer.number(attribute::LIFETIME), Some(seconds(lifetime)));
+        let time_limit = self.rules.time_limit(request);
+        if time_limit.is_some() {
+            self.count("time-limited allocation");
+        }
         if wants_both(request) {
             self.count(["one family of two", "dual"][opened.len() - 1]);
         }
@@ -138,6 +140,7 @@ impl Model {
             permissions: Default::default(),
             channels: Default::default(),
             made_by: request.id,
+            time_limit,
             answer: bytes.to_vec(),
             is_less: false,
         };
@@ -222,7 +225,8 @@ impl Model {
         answer: &Parsed,
         closes: bool,
     ) {
-        let lifetime = self.granted(request);
+        let lifetime = self.granted(now, request);
+        let time_limit = self.rules.time_limit(request);
         let told = answer.number(attribute::LIFETIME);
         let again = self.deleted.contains(&(flow, request.id)) && !closes;
         let Some(allocation) = self.allocations.get_mut(&flow).filter(|_| !again) else {
@@ -243,13 +247,16 @@ impl Model {
         // What has expired is not brought back.
         let addresses = addresses.filter(|address| address.expires > now);
         addresses.for_each(|address| address.expires = now + lifetime);
+        allocation.time_limit = time_limit;
     }
 
-    /// RFC 8656 §7.2: what was asked for, between the default and the longest.
-    fn granted(&self, request: &Parsed) -> Duration {
+    /// RFC 8656 §7.2: what was asked for, between the default and the longest; and no longer than the
+    /// credential lasts.
+    fn granted(&self, now: Timestamp, request: &Parsed) -> Duration {
         let asked = request.number(attribute::LIFETIME).map(u64::from);
         let asked = asked.map_or(Duration::ZERO, Duration::from_secs);
-        asked.clamp(self.rules.default_lifetime, self.rules.max_lifetime)
+        let lifetime = asked.clamp(self.rules.default_lifetime, self.rules.max_lifetime);
+        self.rules.within(now, request, lifetime)
     }
 
     pub(super) fn failed(
@@ -291,27 +298,39 @@ impl Model {
             );
         }
         if let Some(nonce) = answer.find(attribute::NONCE) {
-            self.nonces.insert((flow.client, nonce.to_vec()), now);
+            let list = answer.find(attribute::PASSWORD_ALGORITHMS);
+            self.check_offer(request, nonce, list);
+            let issued = (now, list.map(<[u8]>::to_vec));
+            self.nonces.insert((flow.client, nonce.to_vec()), issued);
         }
+    }
+
+    /// RFC 8489 §9.2: what a challenge offers is said again in its nonce; nothing is offered only where
+    /// there is no room for it.
+    fn check_offer(&self, request: &Parsed, nonce: &[u8], list: Option<&[u8]>) {
+        let cookie: &[u8] = if self.rules.secrets.is_empty() {
+            b"obMatJos2wAAA"
+        } else {
+            b"obMatJos2gAAA"
+        };
+        let offers: [(&[u8], Option<&[u8]>); 2] =
+            [(cookie, Some(&[0, 2, 0, 0, 0, 1, 0, 0])), (b"", None)];
+        let (cookie, expected) = offers[usize::from(!nonce.starts_with(b"obMatJos2"))];
+        assert_eq!(list, expected, "{request:?}");
+        assert!(nonce.starts_with(cookie), "{nonce:?}");
+        let padded = |len: usize| len.next_multiple_of(4);
+        let with_all = 20 + 8 + 4 + padded(self.rules.realm.len()) + 4 + 24 + 4 + 8;
+        let with_all = with_all + request.fingerprint.map_or(0, |_| 8);
+        assert_eq!(list.is_none(), with_all > 3 * request.len(), "{request:?}");
     }
 
     /// RFC 8489 §9.2.4: a response to an authenticated request is protected by the same key.
     fn check_protection(&self, request: &Parsed, answer: &Parsed) {
-        let name = request
-            .find(attribute::USERNAME)
-            .expect("it was authenticated");
-        let name = String::from_utf8_lossy(name);
-        let password = &self.rules.users[&*name];
-        let like_request = answer.integrity_sha256.is_some() == request.integrity_sha256.is_some();
-        assert!(
-            like_request,
-            "the answer is protected in another way: {answer:?}"
-        );
+        let claim = self.rules.claim(request).expect("it was authenticated");
+        let as_due = answer.integrity_sha256.is_some() == names_algorithm(request);
+        assert!(as_due, "the answer is protected in another way: {answer:?}");
         let (realm, with) = (&self.rules.realm, algorithm(request));
-        assert!(
-            verify_by(answer, with, &name, realm, password),
-            "{answer:?}"
-        );
+        assert!(claim.signed(answer, with, realm), "{answer:?}");
     }
 }
 

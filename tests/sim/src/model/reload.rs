@@ -11,17 +11,21 @@ impl Model {
         !self.opening.is_empty()
     }
 
-    /// Takes over new rules: allocations of users who are gone or have another password end, and what
-    /// was granted for peers that are denied now.
+    /// Takes over new rules: allocations of users who are gone or have another password end, those
+    /// made with a secret that is gone, and what was granted for peers that are denied now.
     pub fn reload(&mut self, now: Timestamp, rules: Rules) {
         let before = std::mem::replace(&mut self.rules, rules);
         let mut allocations = std::mem::take(&mut self.allocations);
         for allocation in allocations.values_mut() {
             let user = &allocation.user;
-            if before.users.get(user) != self.rules.users.get(user) {
-                for address in &mut allocation.addresses {
-                    address.expires = address.expires.min(now);
-                }
+            let end = if let Some(limit) = &allocation.time_limit {
+                Some(self.rules.end_of(now, limit))
+            } else {
+                let is_other = before.users.get(user) != self.rules.users.get(user);
+                is_other.then_some(now)
+            };
+            for address in &mut allocation.addresses {
+                address.expires = end.map_or(address.expires, |end| address.expires.min(end));
             }
             let stays = |ip| self.judge_peer(ip) != Judged::Denied;
             allocation.permissions.retain(|ip, _| stays(*ip));

@@ -159,31 +159,32 @@ impl Model {
             return Sender::Nobody([401].into());
         }
         let text = |kind| request.find(kind).map(String::from_utf8_lossy);
-        let (Some(name), Some(realm), Some(nonce)) = (
-            text(attribute::USERNAME),
+        let hash = request.find(attribute::USERHASH);
+        let (true, Some(realm), Some(nonce)) = (
+            request.find(attribute::USERNAME).is_some() || hash.is_some(),
             text(attribute::REALM),
             request.find(attribute::NONCE),
         ) else {
             return Sender::Nobody([400].into());
         };
-        let fresh = self
-            .nonces
-            .get(&(flow.client, nonce.to_vec()))
-            .map_or(Alive::No, |issued| {
-                let sure = *issued + self.rules.nonce_lifetime;
-                if now < sure {
-                    Alive::Yes
-                } else if now < sure + self.rules.nonce_slack {
-                    Alive::Maybe
-                } else {
-                    Alive::No
-                }
-            });
-        let mut codes = BTreeSet::new();
-        let password = self.rules.users.get(&*name);
-        let right = password.is_some_and(|password| {
-            *realm == self.rules.realm && verify(request, &name, &realm, password)
+        let issued = self.nonces.get(&(flow.client, nonce.to_vec()));
+        let fresh = issued.map_or(Alive::No, |(issued, _)| {
+            let sure = *issued + self.rules.nonce_lifetime;
+            if now < sure {
+                Alive::Yes
+            } else if now < sure + self.rules.nonce_slack {
+                Alive::Maybe
+            } else {
+                Alive::No
+            }
         });
+        let mut codes = BTreeSet::new();
+        let claim = self.rules.claim(request).filter(|claim| {
+            *realm == self.rules.realm
+                && !self.rules.has_ended(now, claim)
+                && claim.signed(request, algorithm(request), &realm)
+        });
+        let right = claim.is_some();
         if !right {
             codes.insert(401);
         }
@@ -198,18 +199,30 @@ impl Model {
                 .find(kind)
                 .is_some_and(|v| std::str::from_utf8(v).is_ok())
         };
-        if !readable(attribute::USERNAME) || !readable(attribute::REALM) {
+        let has_name = request.find(attribute::USERNAME).is_some();
+        if (has_name && !readable(attribute::USERNAME)) || !readable(attribute::REALM) {
             codes.insert(400);
         }
-        if request.find(attribute::PASSWORD_ALGORITHM).is_some()
-            != request.find(attribute::PASSWORD_ALGORITHMS).is_some()
-        {
+        if hash.is_some_and(|hash| hash.len() != 32) {
             codes.insert(400);
         }
-        match (codes.is_empty(), fresh) {
-            (true, Alive::Yes) => Sender::User(name.into_owned()),
-            (true, _) => Sender::UserUnlessStale(name.into_owned()),
-            (false, _) => Sender::Nobody(codes),
+        if names_algorithm(request) {
+            // RFC 8489 §9.2.4: both attributes, the list as it was sent with the nonce, and one of it.
+            let list = request.find(attribute::PASSWORD_ALGORITHMS);
+            let sent = issued.and_then(|(_, list)| list.as_deref());
+            let choice = request.find(attribute::PASSWORD_ALGORITHM);
+            let listed = choice.is_some_and(|choice| {
+                choice.len() == 4
+                    && list.is_some_and(|list| list.chunks(4).any(|one| one == choice))
+            });
+            if list.is_none() || list != sent || !listed {
+                codes.insert(400);
+            }
+        }
+        match (claim, fresh) {
+            (Some(claim), Alive::Yes) if codes.is_empty() => Sender::User(claim.user),
+            (Some(claim), _) if codes.is_empty() => Sender::UserUnlessStale(claim.user),
+            _ => Sender::Nobody(codes),
         }
     }
 
@@ -611,8 +624,9 @@ fn has_malformed_attributes(request: &Parsed) -> bool {
 }
 
 /// Attributes that a TURN server knows; where they are not expected they are ignored.
-const KNOWN: [u16; 12] = [
+const KNOWN: [u16; 13] = [
     attribute::USERNAME,
+    attribute::USERHASH,
     attribute::REALM,
     attribute::NONCE,
     attribute::PASSWORD_ALGORITHM,
@@ -647,16 +661,22 @@ fn has_unknown_attributes(request: &Parsed) -> Alive {
     unknown
 }
 
+/// Whether a request says something about password algorithms.
+pub(super) fn names_algorithm(request: &Parsed) -> bool {
+    [
+        attribute::PASSWORD_ALGORITHM,
+        attribute::PASSWORD_ALGORITHMS,
+    ]
+    .iter()
+    .any(|kind| request.find(*kind).is_some())
+}
+
 /// The number of the password algorithm that a request uses: 1 is MD5, 2 is SHA-256.
 pub(super) fn algorithm(request: &Parsed) -> u16 {
     let value = request
         .find(attribute::PASSWORD_ALGORITHM)
         .and_then(|v| v.first_chunk::<2>());
     value.map_or(1, |number| u16::from_be_bytes(*number))
-}
-
-fn verify(message: &Parsed, name: &str, realm: &str, password: &str) -> bool {
-    verify_by(message, algorithm(message), name, realm, password)
 }
 
 pub(super) fn verify_by(

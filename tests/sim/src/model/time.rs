@@ -14,6 +14,10 @@ pub struct Rules {
     pub realm: String,
     /// Passwords by name.
     pub users: BTreeMap<String, String>,
+    /// Secrets of time-limited credentials.
+    pub secrets: Vec<String>,
+    /// A time, and which second of Unix time it is by the relay's clock.
+    pub wall: (Timestamp, u64),
     /// Local and public relay addresses, in order.
     pub relay_addresses: Vec<(IpAddr, IpAddr)>,
     /// All addresses of the relay's host, public ones included.

@@ -5,6 +5,8 @@ use std::io::{ErrorKind, Write as _};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::process::{Output, Stdio};
 
+use towpath_proto::relay::{RestName, RestSecret};
+
 use crate::running::{Options, Scratch, Server, said, towpath};
 
 fn run(arguments: &[&str]) -> Output {
@@ -114,7 +116,15 @@ fn a_reader_that_has_seen_enough_is_no_failure() {
 #[test]
 fn completions_name_every_command() {
     let (script, _) = said(&run(&["completions", "bash"]));
-    for command in ["serve", "status", "stun", "turn", "config", "user"] {
+    for command in [
+        "serve",
+        "status",
+        "stun",
+        "turn",
+        "config",
+        "user",
+        "credentials",
+    ] {
         assert!(script.contains(command), "{command}");
     }
 }
@@ -176,4 +186,126 @@ fn a_user_added_to_a_file_can_use_the_server() {
     let bob = ["--user", "bob", "--password", "hunter2", "--count", "20"];
     let output = server.turn(&bob);
     assert!(output.status.success(), "{:?}", said(&output));
+}
+
+const SECRET_CONFIG: &str = "[relay]\nlisten = [\"192.0.2.1:3478\", \"0.0.0.0:3479\"]\nrealm = \"a.test\"\n\
+    [auth]\nrest_secrets = [\"north star at night\", \"the old one, still good\"]\n";
+
+#[test]
+fn credentials_are_made_with_the_first_secret_and_say_where_they_are_accepted() {
+    let scratch = Scratch::new();
+    let path = scratch.file("towpath.toml", SECRET_CONFIG);
+    let path = path.to_str().unwrap();
+    let output = run(&[
+        "credentials",
+        "--config",
+        path,
+        "--user",
+        "alice",
+        "--ttl",
+        "2h",
+    ]);
+    let (text, _) = said(&output);
+    assert_eq!(output.status.code(), Some(0), "{text}");
+    let line = |name: &str| {
+        let line = text.lines().find(|line| line.starts_with(name));
+        let line = line.unwrap_or_else(|| panic!("no {name} in {text}"));
+        line[name.len()..].trim().to_owned()
+    };
+    let username = line("username");
+    let secret = RestSecret::new("north star at night").unwrap();
+    assert_eq!(line("password"), secret.password(&username));
+    let name = RestName::read(&username).unwrap();
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let left = name.ends_unix_s - now.unwrap().as_secs();
+    assert!((7100..=7200).contains(&left), "{username}");
+    assert_eq!(name.id, Some("alice"));
+    assert!(line("ends").ends_with("UTC"));
+    let accepted = line("accepted");
+    assert!(accepted.contains("a.test") && accepted.contains("the first of 2 secrets"));
+    assert_eq!(line("url"), "turn:192.0.2.1?transport=udp");
+    assert!(!text.contains("north star") && !text.contains("old one"));
+}
+
+#[test]
+fn credentials_as_json_are_an_entry_of_ice_servers() {
+    let arguments = [
+        "credentials",
+        "--secret-file",
+        "-",
+        "--server",
+        "turn.a.test",
+        "--json",
+    ];
+    let output = run_with_input(&arguments, "north\n");
+    assert_eq!(output.status.code(), Some(0), "{:?}", said(&output));
+    let made: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let keys: Vec<_> = made.as_object().unwrap().keys().cloned().collect();
+    assert_eq!(keys, ["credential", "ttl", "urls", "username"]);
+    assert_eq!(
+        made["urls"],
+        serde_json::json!(["turn:turn.a.test?transport=udp"])
+    );
+    assert_eq!(made["ttl"], 3600);
+    let username = made["username"].as_str().unwrap();
+    let password = RestSecret::new("north").unwrap().password(username);
+    assert_eq!(made["credential"], password);
+}
+
+#[test]
+fn credentials_that_cannot_be_made_say_which_value_breaks_which_rule() {
+    let scratch = Scratch::new();
+    let none = scratch.file("none.toml", "[auth]\nrest_secrets = []\n");
+    let wildcard = scratch.file(
+        "wildcard.toml",
+        "[auth]\nrest_secrets = [\"north star at night\"]\n",
+    );
+    let wrong = scratch.file(
+        "wrong.toml",
+        "[auth]\nrest_secrets = [\"hunter2\", \"hunter2\"]\n",
+    );
+    let (none, wildcard, wrong) = (
+        none.to_str().unwrap(),
+        wildcard.to_str().unwrap(),
+        wrong.to_str().unwrap(),
+    );
+    for (arguments, code, expected) in [
+        (vec!["--config", none], 2, "auth.rest_secrets is empty in"),
+        (vec![], 2, "give --config or --secret-file"),
+        (
+            vec!["--config", wildcard, "--json"],
+            2,
+            "give --server HOST[:PORT]",
+        ),
+        (
+            vec!["--config", wildcard, "--ttl", "1w"],
+            2,
+            "\"1w\" is no time",
+        ),
+        (
+            vec!["--config", wildcard, "--ttl", "400d"],
+            2,
+            "is not between 1s and 366d",
+        ),
+        (vec!["--config", wildcard, "--user", "a\tb"], 2, "U+0009"),
+        (
+            vec!["--config", wildcard, "--server", "a b"],
+            2,
+            "\"a b\" is no host",
+        ),
+        (
+            vec!["--secret-file", "/nonexistent/x"],
+            1,
+            "cannot read /nonexistent/x",
+        ),
+        (vec!["--secret-file", "-"], 2, "must not be empty"),
+        (vec!["--config", wrong], 78, "this secret is there twice"),
+    ] {
+        let arguments = [vec!["credentials"], arguments].concat();
+        let output = run_with_input(&arguments, "\n");
+        let (text, error) = said(&output);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {error}");
+        assert!(error.contains(expected), "{arguments:?}: {error}");
+        assert!(!(text + &error).contains("hunter2"));
+    }
 }

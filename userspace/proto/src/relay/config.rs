@@ -77,6 +77,10 @@ impl RelayConfig {
                 shards: self.shards,
             });
         }
+        let secrets = self.users.rest_secrets().len();
+        if secrets > Users::MAX_REST_SECRETS {
+            return Err(RelayConfigError::RestSecrets { count: secrets });
+        }
         self.validate_addresses()?;
         self.validate_ports()?;
         self.limits.validate()
@@ -282,6 +286,15 @@ pub enum RelayConfigError {
     Shards {
         /// The number asked for.
         shards: u16,
+    },
+    /// Too many secrets: each costs every request with a wrong password.
+    #[error(
+        "{count} secrets of time-limited credentials, at most {} are possible",
+        Users::MAX_REST_SECRETS
+    )]
+    RestSecrets {
+        /// The number given.
+        count: usize,
     },
     /// No listening address, or too many.
     #[error(

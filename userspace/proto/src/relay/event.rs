@@ -7,10 +7,10 @@ use std::time::Duration;
 use towpath_ebpf_common::route::{RouteKey, Target};
 
 use super::config::RelayConfig;
-use crate::Timestamp;
 use crate::machine::PortId;
 use crate::slots::PeerSlot;
 use crate::wire::ChannelNumber;
+use crate::{Timestamp, WallClock};
 
 /// What only a shell can do for a relay.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -105,6 +105,9 @@ pub enum RelayEvent {
     /// not are brought in line by `handle_timeout`, which is due until it is done: in each call for 256
     /// allocations, or for as many as make a thousand commands about routes.
     Reconfigured(Arc<RelayConfig>),
+    /// What time of day it is: told before the first request, and again when the clock was set to another
+    /// time. Credentials that end at a time of day end by the new one, also those in use.
+    WallClock(WallClock),
     /// Make no new allocations; those that exist go on.
     Drain,
 }
@@ -185,8 +188,11 @@ pub enum EndReason {
     Deleted,
     /// It was not refreshed in time.
     Expired,
-    /// Its user was removed from the configuration, or given other keys.
+    /// Its user was removed from the configuration, or given other keys; or the secret behind the
+    /// credential was.
     UserRemoved,
+    /// The credential ended that it was last refreshed with.
+    CredentialExpired,
 }
 
 impl EndReason {
@@ -196,6 +202,7 @@ impl EndReason {
             Self::Deleted => "deleted",
             Self::Expired => "expired",
             Self::UserRemoved => "user_removed",
+            Self::CredentialExpired => "credential_expired",
         }
     }
 }

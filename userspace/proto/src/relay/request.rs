@@ -7,8 +7,12 @@ use super::counters::{DropReason, RequestKind};
 use super::outbox::MAX_ANSWER_BYTES;
 use super::{Relay, User};
 use crate::Timestamp;
-use crate::auth::{Authenticated, Integrity, STRANGER_BYTES, STRANGER_FACTOR, authenticate};
+use crate::auth::{
+    Authenticated, Gate, Integrity, STRANGER_BYTES, STRANGER_FACTOR, may_offer_nothing, offer,
+};
 use crate::machine::{ListenerId, Prefix, Socket, Transmit};
+use crate::nonce::Offer;
+use crate::slots::Identity;
 use crate::turn::server::Flow;
 use crate::wire::attribute::{ErrorCode, Nonce, Realm, Software, UnknownAttributes};
 use crate::wire::{
@@ -119,14 +123,36 @@ impl Relay {
         now: Timestamp,
         request: &Request<'_>,
     ) -> Option<Authenticated> {
-        let client = request.from.client;
-        match authenticate(now, &self.config, &self.nonces, &request.message, client) {
+        // Who made the allocation of this 5-tuple is the first to be tried, if the rules were not changed
+        // since they were last applied to it.
+        let version = self.policy_version;
+        let known = self
+            .allocations
+            .find(&request.from.flow())
+            .and_then(|id| self.allocations.get(id))
+            .filter(|known| known.policy_version == version)
+            .map(|known| &known.details.user);
+        let gate = Gate {
+            config: &self.config,
+            nonces: &self.nonces,
+            clock: self.clock,
+            known,
+        };
+        match gate.check(now, &request.message, request.from.client) {
             Ok(sender) => Some(sender),
             Err(code) => {
                 self.challenge(now, request, code);
                 None
             }
         }
+    }
+
+    /// Who pays for an allocation that this user makes from there.
+    pub(crate) fn identity_of(&self, user: &User, from: Endpoint) -> Identity {
+        let listener = self.config.listeners.get(usize::from(from.listener.0));
+        let port = listener.map_or(0, SocketAddr::port);
+        let server = SocketAddr::new(from.server, port);
+        user.identity(&self.config.realm, from.client, server)
     }
 
     /// Whether a stranger may be answered once more; counts where not.
@@ -139,22 +165,38 @@ impl Relay {
         admitted
     }
 
-    /// Refuses a stranger. What makes the answer too long is left off: first the reason phrase.
+    /// Refuses a stranger. What makes the answer too long is left off: first the reason phrase, then,
+    /// where that may be, the offer.
     fn challenge(&mut self, now: Timestamp, request: &Request<'_>, code: Code) {
         if !self.admits_stranger(now, request) {
             return;
         }
         let envelope = request.stranger_envelope();
-        let nonce = self.nonces.issue(now, request.from.client);
+        if code == Code::BAD_REQUEST {
+            // RFC 8489 §9.2.4: "This response SHOULD NOT include a USERNAME, USERHASH, NONCE, or REALM
+            // attribute."
+            self.refuse(&envelope, code.into());
+            return;
+        }
         let config = Arc::clone(&self.config);
-        let attributes = |reason: &'static str, writer: &mut MessageWriter<'_>| {
-            writer.put(&ErrorCode { code, reason })?;
-            if code != Code::BAD_REQUEST {
+        let offers = [offer(&config), Offer::Nothing];
+        let allowed = 1 + usize::from(may_offer_nothing(&config));
+        let mut sent = Err(DropReason::AnswerTooLong);
+        for offer in offers.into_iter().take(allowed) {
+            let nonce = self.nonces.issue(now, request.from.client, offer);
+            // RFC 8489 §9.2.4: 401 and 438 have REALM, NONCE and PASSWORD-ALGORITHMS.
+            let attributes = |reason: &'static str, writer: &mut MessageWriter<'_>| {
+                writer.put(&ErrorCode { code, reason })?;
                 writer.put(&Realm(&config.realm))?.put(&Nonce(&nonce))?;
+                writer.put_some(offer.algorithms().as_ref())?;
+                Ok(())
+            };
+            sent = self.try_answer_error(&envelope, code, attributes);
+            if sent != Err(DropReason::AnswerTooLong) {
+                break;
             }
-            Ok(())
-        };
-        self.answer_error(&envelope, code, attributes);
+        }
+        self.count_refusal(code, sent);
     }
 
     /// Answers an authenticated request, or a Binding, with an error.
@@ -179,12 +221,26 @@ impl Relay {
         code: Code,
         attributes: impl Fn(&'static str, &mut MessageWriter<'_>) -> Result<(), WriteError>,
     ) {
-        let mut sent = self.answer(envelope, Class::Error, |writer| {
+        let sent = self.try_answer_error(envelope, code, attributes);
+        self.count_refusal(code, sent);
+    }
+
+    fn try_answer_error(
+        &mut self,
+        envelope: &Envelope,
+        code: Code,
+        attributes: impl Fn(&'static str, &mut MessageWriter<'_>) -> Result<(), WriteError>,
+    ) -> Result<(), DropReason> {
+        let sent = self.answer(envelope, Class::Error, |writer| {
             attributes(code.reason(), writer)
         });
         if sent == Err(DropReason::AnswerTooLong) {
-            sent = self.answer(envelope, Class::Error, |writer| attributes("", writer));
+            return self.answer(envelope, Class::Error, |writer| attributes("", writer));
         }
+        sent
+    }
+
+    fn count_refusal(&self, code: Code, sent: Result<(), DropReason>) {
         match sent {
             Ok(()) => self.counters.count_error(code.number()),
             Err(reason) => self.counters.drops(reason).increment(),
@@ -260,14 +316,13 @@ fn write(
     attributes(&mut writer)?;
     if let Some((user, integrity)) = &envelope.signed {
         writer.put_some(software.map(Software).as_ref())?;
-        let key = integrity
-            .key(user)
+        let key = user
+            .key(integrity.algorithm())
             .expect("the request was checked with this key");
-        if integrity.is_sha256() {
-            writer.integrity_sha256(key, 32)?;
-        } else {
-            writer.integrity(key)?;
-        }
+        match integrity {
+            Integrity::Sha1 => writer.integrity(&key)?,
+            Integrity::Sha256(_) => writer.integrity_sha256(&key, 32)?,
+        };
     }
     if envelope.fingerprint {
         writer.fingerprint()?;

@@ -8,3 +8,4 @@ mod forwarding;
 mod lab;
 mod metering;
 mod routes;
+mod time_limited;

@@ -1,6 +1,7 @@
 //! Who a slot belongs to.
 
 use std::fmt;
+use std::net::SocketAddr;
 
 use sha2::{Digest, Sha256};
 use towpath_ebpf_common::meter::{IDENTITY_TEXT_BYTES, IdentityHash, IdentityRecord};
@@ -45,9 +46,9 @@ impl Identity {
         Self::new(IdentityKind::User, realm, user_id(username))
     }
 
-    /// A single allocation, by its relayed address.
-    pub fn allocation(relayed: std::net::SocketAddr) -> Self {
-        Self::new(IdentityKind::Allocation, "", &relayed.to_string())
+    /// A single allocation, by the two ends of its 5-tuple.
+    pub fn allocation(client: SocketAddr, server: SocketAddr) -> Self {
+        Self::new(IdentityKind::Allocation, "", &format!("{client} {server}"))
     }
 
     /// A node, by its PeerId as people write it.
@@ -85,7 +86,7 @@ impl Identity {
         &self.realm
     }
 
-    /// The name: user, relayed address, or PeerId.
+    /// The name: user, client's and server's address, or PeerId.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -206,7 +207,10 @@ mod tests {
             Identity::user("ab", "c"),
             Identity::user("", "abc"),
             Identity::peer_id("abc"),
-            Identity::allocation("192.0.2.1:50000".parse().unwrap()),
+            Identity::allocation(
+                "192.0.2.1:50000".parse().unwrap(),
+                "192.0.2.2:3478".parse().unwrap(),
+            ),
         ];
         for (index, one) in all.iter().enumerate() {
             assert_ne!(one.owner(), 0);

@@ -40,6 +40,7 @@ pub(crate) fn unknown_attributes(message: &Message<'_>) -> UnknownAttributes {
         matches!(
             kind,
             AttributeType::USERNAME
+                | AttributeType::USERHASH
                 | AttributeType::REALM
                 | AttributeType::NONCE
                 | AttributeType::PASSWORD_ALGORITHM

@@ -66,7 +66,7 @@ pub fn classify(datagram: &[u8]) -> Kind {
 }
 
 /// `len` rounded up to the next multiple of four.
-const fn padded(len: usize) -> usize {
+pub(crate) const fn padded(len: usize) -> usize {
     (len + 3) & !3
 }
 

@@ -1,10 +1,11 @@
 //! What TOML cannot say: every rule between and inside the values. All that is wrong is reported
 //! at once.
 
+mod auth;
 mod kernel;
 mod limits;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::fmt::Display;
 use std::hash::Hash;
 use std::net::{IpAddr, SocketAddr};
@@ -12,14 +13,12 @@ use std::ops::RangeInclusive;
 
 use toml::Spanned;
 use towpath_proto::access::{AccessRules, IpPrefix};
-use towpath_proto::credentials::check_username;
-use towpath_proto::relay::{Credential, RelayAddress, RelayConfig};
+use towpath_proto::relay::{RelayAddress, RelayConfig};
 
-use super::credential::{SecretError, UserSecret};
 use super::document::{Document, Span};
 use super::error::{ConfigError, ConfigErrors, Problem, RealmRule, Warning, WarningKind};
 use super::shape::{RelayAddressShape, RelayShape, Shape};
-use super::{AuthSection, Config, DriverChoice, ObserveSection, Placed, RelaySection};
+use super::{Config, DriverChoice, ObserveSection, Placed, RelaySection};
 
 /// The most listening addresses: each costs a socket per shard.
 const MAX_LISTENERS: usize = towpath_engine::MAX_LISTENERS;
@@ -27,8 +26,7 @@ const MAX_LISTENERS: usize = towpath_engine::MAX_LISTENERS;
 const MAX_RELAY_ADDRESSES: usize = RelayConfig::MAX_RELAY_ADDRESSES;
 /// The most shards.
 pub const MAX_SHARDS: u16 = towpath_engine::MAX_SHARDS;
-/// The most users.
-pub const MAX_USERS: usize = 100_000;
+pub use auth::MAX_USERS;
 pub use kernel::{DEFAULT_PINS, MAX_KERNEL_PEERS, MAX_KERNEL_ROUTES};
 
 /// The most prefixes in each list of `[access]`.
@@ -49,16 +47,13 @@ pub(super) fn check(document: Document, shape: Shape) -> Result<Config, ConfigEr
         warnings: Vec::new(),
     };
     let relay = checker.relay(shape.relay);
-    let users = checker.users(shape.auth.users, &relay.realm);
-    if let Some(secret) = shape.auth.rest_secrets.first() {
-        checker.error(secret.span(), Problem::RestSecrets);
-    }
+    let auth = checker.auth(shape.auth, &relay.realm);
     let access = AccessRules {
         allow: checker.prefixes("access.allow", shape.access.allow),
         deny: checker.prefixes("access.deny", shape.access.deny),
     };
     let kernel = checker.kernel(shape.kernel);
-    let limits = checker.limits(shape.limits, &users);
+    let limits = checker.limits(shape.limits, &auth);
     let observe = ObserveSection {
         listen: checker.observe_listen(shape.observe.listen),
     };
@@ -70,7 +65,7 @@ pub(super) fn check(document: Document, shape: Shape) -> Result<Config, ConfigEr
     }
     Ok(Config {
         relay,
-        auth: AuthSection { users },
+        auth,
         access,
         kernel,
         limits,
@@ -330,38 +325,6 @@ impl Checker<'_> {
                 DriverChoice::Auto
             }
         }
-    }
-
-    fn users(
-        &mut self,
-        shape: BTreeMap<Spanned<String>, Spanned<String>>,
-        realm: &str,
-    ) -> BTreeMap<String, Credential> {
-        if let Some(first) = shape.keys().next() {
-            self.limit("auth.users", first.span(), shape.len(), MAX_USERS);
-        }
-        let mut users = BTreeMap::new();
-        for (name, secret) in shape {
-            let user = name.get_ref().clone();
-            if let Err(error) = check_username(&user) {
-                self.error(name.span(), Problem::UserName { name: user, error });
-                continue;
-            }
-            let parsed: Result<UserSecret, _> = secret.get_ref().parse();
-            if let Ok(UserSecret::Plain(_)) = parsed {
-                self.warn(
-                    name.span(),
-                    WarningKind::PlainPassword { user: user.clone() },
-                );
-            }
-            match parsed.and_then(|secret| secret.into_credential(&user, realm)) {
-                Ok(credential) => drop(users.insert(user, credential)),
-                // A wrong realm is reported once, where it stands.
-                Err(SecretError::Credential(_)) if realm_rule(realm).is_err() => {}
-                Err(error) => self.error(secret.span(), Problem::UserSecret { user, error }),
-            }
-        }
-        users
     }
 
     fn prefixes(&mut self, key: &'static str, list: Vec<Spanned<String>>) -> Vec<IpPrefix> {

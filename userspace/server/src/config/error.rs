@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use towpath_proto::access::IpPrefixError;
 use towpath_proto::credentials::CredentialError;
-use towpath_proto::relay::RelayConfig;
+use towpath_proto::relay::{RelayConfig, RestSecretError};
 
 use super::credential::SecretError;
 use super::document::{MAX_FILE_BYTES, Origin};
@@ -101,6 +101,24 @@ pub enum WarningKind {
         /// The user.
         user: String,
     },
+    /// A user without a key for SHA-256.
+    #[error(
+        "auth.users: {user:?} has no sha256 key, so no client is offered SHA-256; `towpath user add` \
+         makes both"
+    )]
+    NoSha256Key {
+        /// The user.
+        user: String,
+    },
+    /// A secret that can be guessed.
+    #[error(
+        "auth.rest_secrets: a secret of {bytes} bytes can be guessed by who has a credential made \
+         with it; take 16 or more that are random"
+    )]
+    ShortRestSecret {
+        /// Its length.
+        bytes: usize,
+    },
     /// A limit that nobody has.
     #[error("limits.users: auth.users names no {user:?}")]
     LimitOfNobody {
@@ -189,9 +207,12 @@ pub enum Problem {
     /// An override that is not text.
     #[error("the value is not UTF-8")]
     VariableNotUtf8,
-    /// Time-limited credentials are not there yet.
-    #[error("auth.rest_secrets: this version of towpath has no time-limited credentials yet")]
-    RestSecrets,
+    /// A secret that is none. It is not shown.
+    #[error("auth.rest_secrets: {0}")]
+    RestSecret(RestSecretError),
+    /// The same secret twice. It is not shown.
+    #[error("auth.rest_secrets: this secret is there twice")]
+    RestSecretTwice,
     /// Not an address with a port.
     #[error(
         "{key}: {value:?} is no address with a port, such as \"0.0.0.0:3478\" or \"[::]:3478\""

@@ -75,7 +75,6 @@ fn the_printed_default_names_every_key() {
     let mut known: Vec<_> = KEYS
         .iter()
         .map(|key| format!("{}.{}", key.section, key.key))
-        .filter(|key| key != "auth.rest_secrets")
         .collect();
     known.sort();
     assert_eq!(printed, known);
@@ -94,7 +93,7 @@ fn a_file_is_read() {
         driver = "epoll"
         [auth]
         users = { alice = "plain:secret", bob = "key:md5:000102030405060708090a0b0c0d0e0f" }
-        rest_secrets = []
+        rest_secrets = ["a secret that is long", "short"]
         [access]
         allow = ["10.77.2.0/24", "2001:db8::/32"]
         deny = ["198.51.100.7"]
@@ -150,6 +149,8 @@ fn a_file_is_read() {
     assert_eq!(config.auth.users["alice"], alice);
     let md5 = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
     assert_eq!(config.auth.users["bob"], Credential { md5, sha256: None });
+    let secrets = ["a secret that is long", "short"].map(|text| RestSecret::new(text).unwrap());
+    assert_eq!(config.auth.rest_secrets, secrets);
     let shown: Vec<_> = config
         .access
         .allow
@@ -166,9 +167,13 @@ fn a_file_is_read() {
         .collect();
     assert_eq!(
         warned,
-        [WarningKind::PlainPassword {
-            user: "alice".into()
-        }]
+        [
+            WarningKind::PlainPassword {
+                user: "alice".into()
+            },
+            WarningKind::NoSha256Key { user: "bob".into() },
+            WarningKind::ShortRestSecret { bytes: 5 },
+        ]
     );
 }
 
@@ -257,8 +262,26 @@ const BROKEN: &[(&str, &str, usize, &str)] = &[
         "",
     ),
     (
-        "[auth]\nrest_secrets = [\"x\"]",
-        "no time-limited credentials yet",
+        "[auth]\nrest_secrets = [\"\"]",
+        "auth.rest_secrets: a secret must not be empty",
+        2,
+        "",
+    ),
+    (
+        "[auth]\nrest_secrets = [\"a\",\n\"a\"]",
+        "this secret is there twice",
+        3,
+        "",
+    ),
+    (
+        "[auth]\nrest_secrets = [\"a\\n\"]",
+        "must not have blanks around it nor control characters",
+        2,
+        "",
+    ),
+    (
+        "[auth]\nrest_secrets = [\"1\", \"2\", \"3\", \"4\", \"5\", \"6\", \"7\", \"8\", \"9\"]",
+        "9 entries; at most 8 are possible",
         2,
         "",
     ),
@@ -543,8 +566,14 @@ fn errors_about_credentials_do_not_show_them() {
         "[auth]\nuser = { alice = \"plain:hunter2\" }",
         "[auth.users]\nalice = \"key:md5:hunter2\"",
         "[auth.users]\nalice = { password = \"hunter2\" }",
-        "[auth]\nrest_secrets = [\"hunter2\"]",
-        "[auth]\nrest_secrets = [\n\"hunter2\"\n]",
+        "[auth]\nrest_secrets = [\"hunter2\", \"hunter2\"]",
+        "[auth]\nrest_secrets = [\n\"hunter2\",\n\"hunter2\"\n]",
+        "[auth]\nrest_secrets = [\n\"hunter2\\n\"\n]",
+        "[auth]\nrest_secrets = \"hunter2\"",
+        "[auth]\nrest_secret = [\"hunter2\"]",
+        "[auth]\nrest_secrets = [\"hunter2]",
+        "auth.rest_secrets = [\"hunter2\", \"hunter2\"]",
+        "auth = { rest_secrets = [\"hunter2\", \"hunter2\"] }",
         "auth = { users = { alice = \"hunter2\" } }",
         "auth.users.alice = \"hunter2\"",
     ];
@@ -558,6 +587,14 @@ fn errors_about_credentials_do_not_show_them() {
         !shown.contains("hunter2") && shown.contains("TOWPATH__AUTH__USERS"),
         "{shown}"
     );
+    for value in ["hunter2,hunter2", "[\"hunter2\"", "[\"hunter2\", 5]"] {
+        let shown = error_with("", &[("TOWPATH__AUTH__REST_SECRETS", value)]);
+        assert!(!shown.contains("hunter2"), "{shown}");
+        assert!(shown.contains("TOWPATH__AUTH__REST_SECRETS"), "{shown}");
+    }
+    let config = load("[auth]\nrest_secrets = [\n\"hunter2\"\n]", &[]).unwrap();
+    assert!(!config.warnings[0].excerpt.to_string().contains("hunter2"));
+    assert!(!format!("{config:?}").contains("hunter2"));
     let config = load("[auth]\nusers = { alice = \"plain:hunter2\" }", &[]).unwrap();
     assert!(!config.warnings[0].excerpt.to_string().contains("hunter2"));
     assert!(!format!("{config:?}").contains("hunter2"));
@@ -576,7 +613,7 @@ fn every_key_has_an_environment_form_that_goes_above_the_file() {
             ("TOWPATH__RELAY__SHARDS", "4"),
             ("TOWPATH__RELAY__DRIVER", "\"io_uring\""),
             ("TOWPATH__AUTH__USERS", "{ alice = \"plain:x\" }"),
-            ("TOWPATH__AUTH__REST_SECRETS", ""),
+            ("TOWPATH__AUTH__REST_SECRETS", "one,two"),
             ("TOWPATH__ACCESS__ALLOW", "10.0.0.0/8, fc00::/7"),
             ("TOWPATH__ACCESS__DENY", "[]"),
             ("TOWPATH__KERNEL__MODE", "off"),
@@ -615,6 +652,7 @@ fn every_key_has_an_environment_form_that_goes_above_the_file() {
         (4, DriverChoice::IoUring)
     );
     assert_eq!(config.auth.users.len(), 1);
+    assert_eq!(config.auth.rest_secrets.len(), 2);
     assert_eq!(
         (config.access.allow.len(), config.access.deny.len()),
         (2, 0)
@@ -632,6 +670,10 @@ fn a_limit_of_a_user_who_is_not_configured_is_allowed_with_a_warning() {
         }
     );
     assert_eq!(config.warnings[0].excerpt.line_number, 2);
+    // Who has credentials made with a secret is not known here.
+    let text =
+        "[auth]\nrest_secrets = [\"0123456789abcdef\"]\n[limits.users]\nx = { up = \"1Mbit\" }";
+    assert!(load(text, &[]).unwrap().warnings.is_empty());
 }
 
 #[test]

@@ -2,11 +2,12 @@ use std::time::Duration;
 
 use super::lab::*;
 use crate::auth::{BINDING_TENTHS, STRANGER_BYTES, STRANGER_FACTOR};
-use crate::nonce::NONCE_LIFETIME;
-use crate::relay::{DropReason, RelayConfig};
+use crate::credentials::userhash;
+use crate::nonce::{NONCE_LIFETIME, Offer};
+use crate::relay::{DropReason, RelayConfig, RelayEvent};
 use crate::wire::attribute::{
     Algorithm, Nonce, PasswordAlgorithm, PasswordAlgorithms, Realm, Software, UnknownAttributes,
-    Username, XorMappedAddress,
+    Userhash, Username, XorMappedAddress,
 };
 use crate::wire::{
     AttributeType, Class, IntegrityKey, Message, MessageType, MessageWriter, Method, TransactionId,
@@ -19,13 +20,19 @@ const METHODS: [Method; 4] = [
     Method::CHANNEL_BIND,
 ];
 
+/// What is offered where every user has both keys and no secret is shared.
+const FULL: Offer = Offer::Algorithms {
+    sha256: true,
+    userhash: true,
+};
+
 /// Writes a signed Allocate whose attributes the test decides.
 fn allocate(
     lab: &Lab,
     write: impl FnOnce(&mut MessageWriter<'_>, &[u8]),
     sign: impl FnOnce(&mut MessageWriter<'_>),
 ) -> Vec<u8> {
-    let nonce = lab.relay.nonces.issue(lab.now, address(CLIENT));
+    let nonce = lab.nonce(CLIENT);
     let mut buffer = [0; 1500];
     let message_type = MessageType::new(Method::ALLOCATE, Class::Request);
     let mut writer = MessageWriter::new(&mut buffer, message_type, TransactionId([1; 12])).unwrap();
@@ -64,7 +71,8 @@ fn request_without_integrity_is_challenged_with_401_realm_and_nonce() {
         assert_eq!(code(&answer), 401);
         assert_eq!(message.get(), Ok(Some(Realm(REALM))));
         let nonce = message.get::<Nonce<'_>>().unwrap().unwrap();
-        assert!(lab.relay.nonces.is_valid(lab.now, address(CLIENT), nonce.0));
+        let offered = lab.relay.nonces.check(lab.now, address(CLIENT), nonce.0);
+        assert_eq!(offered, Some(FULL));
         assert!(!message.has_integrity());
     }
     assert_eq!(lab.relay.counters.errors(401).unwrap().value(), 4);
@@ -92,10 +100,9 @@ fn request_without_username_realm_or_nonce_is_a_bad_request() {
     let sign = |writer: &mut MessageWriter<'_>| {
         writer.integrity(&md5()).unwrap();
     };
-    type Put = fn(&mut MessageWriter<'_>, &[u8]);
-    let name: Put = |w, _| assert!(w.put(&Username("alice")).is_ok());
-    let realm: Put = |w, _| assert!(w.put(&Realm(REALM)).is_ok());
-    let nonce: Put = |w, nonce| assert!(w.put(&Nonce(nonce)).is_ok());
+    let name: Write = |w, _| assert!(w.put(&Username("alice")).is_ok());
+    let realm: Write = |w, _| assert!(w.put(&Realm(REALM)).is_ok());
+    let nonce: Write = |w, nonce| assert!(w.put(&Nonce(nonce)).is_ok());
     let requests = [[realm, nonce], [name, nonce], [name, realm]].map(|puts| {
         allocate(
             &lab,
@@ -115,13 +122,15 @@ fn request_without_username_realm_or_nonce_is_a_bad_request() {
 fn stale_nonce_is_answered_with_438_and_a_fresh_one() {
     let mut lab = Lab::new(config());
     let request = lab.signed(CLIENT, Method::ALLOCATE, &[udp()]);
-    lab.pass(NONCE_LIFETIME + Duration::from_secs(1));
+    lab.pass(NONCE_LIFETIME + Duration::from_secs(16));
     let answer = lab.ask(CLIENT, &request).unwrap();
     assert_eq!(code(&answer), 438);
     let message = Message::parse(&answer).unwrap();
     let nonce = message.get::<Nonce<'_>>().unwrap().unwrap();
-    assert!(lab.relay.nonces.is_valid(lab.now, address(CLIENT), nonce.0));
+    let offered = lab.relay.nonces.check(lab.now, address(CLIENT), nonce.0);
+    assert_eq!(offered, Some(FULL));
     assert_eq!(message.get(), Ok(Some(Realm(REALM))));
+    assert_eq!(message.get(), Ok(Some(PasswordAlgorithms::SHA256_MD5)));
 }
 
 #[test]
@@ -156,56 +165,285 @@ fn changed_message_is_refused() {
     assert_eq!(code(&lab.ask(CLIENT, &request).unwrap()), 401);
 }
 
-// RFC 8489 §14.5, §14.6: the answer is protected like the request.
-#[test]
-fn answers_are_signed_with_the_key_and_hash_of_the_request() {
-    let mut lab = Lab::new(config());
-    let sign = |w: &mut MessageWriter<'_>| {
-        w.integrity(&md5()).unwrap();
-    };
-    let request = allocate(&lab, credentials, sign);
-    let answer = lab.ask(CLIENT, &request).unwrap();
-    assert_eq!(code(&answer), 0);
-    let message = Message::parse(&answer).unwrap();
-    message.check_integrity(&md5()).unwrap();
-    assert!(!message.has_integrity_sha256());
+type Write = fn(&mut MessageWriter<'_>, &[u8]);
+type Sign = fn(&mut MessageWriter<'_>);
 
-    let mut lab = Lab::new(config());
-    let sign = |w: &mut MessageWriter<'_>| {
-        w.integrity_sha256(&md5(), 32).unwrap();
-    };
-    let request = allocate(&lab, credentials, sign);
-    let answer = lab.ask(CLIENT, &request).unwrap();
-    assert_eq!(code(&answer), 0);
-    let message = Message::parse(&answer).unwrap();
-    message.check_integrity_sha256(&md5(), 32).unwrap();
-    assert!(!message.has_integrity());
+fn sign_sha1(writer: &mut MessageWriter<'_>) {
+    writer.integrity(&md5()).unwrap();
 }
 
-// RFC 8489 §9.2.4: PASSWORD-ALGORITHM names the key.
+fn sign_sha256(writer: &mut MessageWriter<'_>) {
+    writer.integrity_sha256(&sha256(), 32).unwrap();
+}
+
+/// The credentials, the list, and a choice from it.
+fn chosen(algorithm: Algorithm) -> impl FnOnce(&mut MessageWriter<'_>, &[u8]) {
+    move |writer, nonce| {
+        credentials(writer, nonce);
+        writer.put(&PasswordAlgorithms::SHA256_MD5).unwrap();
+        writer.put(&PasswordAlgorithm(algorithm)).unwrap();
+    }
+}
+
+// RFC 8489 §9.2.4: "unless the request was processed as though PASSWORD-ALGORITHM was MD5 …. In that case,
+// the MESSAGE-INTEGRITY attribute MUST be used".
+#[test]
+fn a_request_that_names_no_algorithm_is_answered_with_message_integrity() {
+    let with_sha256: Sign = |w| {
+        w.integrity_sha256(&md5(), 32).unwrap();
+    };
+    for sign in [sign_sha1 as Sign, with_sha256] {
+        let mut lab = Lab::new(config());
+        let request = allocate(&lab, credentials, sign);
+        let answer = lab.ask(CLIENT, &request).unwrap();
+        assert_eq!(code(&answer), 0);
+        let message = Message::parse(&answer).unwrap();
+        message.check_integrity(&md5()).unwrap();
+        assert!(!message.has_integrity_sha256());
+    }
+}
+
+// RFC 8489 §9.2.4: "Any response generated by the server MUST include the MESSAGE-INTEGRITY-SHA256
+// attribute, computed using the username and password utilized to authenticate the request".
+#[test]
+fn a_request_that_names_an_algorithm_is_answered_with_message_integrity_sha256() {
+    let sha256_of_md5: Sign = |w| {
+        w.integrity_sha256(&md5(), 32).unwrap();
+    };
+    let sha1_of_sha256: Sign = |w| {
+        w.integrity(&sha256()).unwrap();
+    };
+    for (algorithm, sign, key) in [
+        (Algorithm::Sha256, sign_sha256 as Sign, sha256()),
+        (Algorithm::Sha256, sha1_of_sha256, sha256()),
+        (Algorithm::Md5, sha256_of_md5, md5()),
+        (Algorithm::Md5, sign_sha1, md5()),
+    ] {
+        let mut lab = Lab::new(config());
+        let request = allocate(&lab, chosen(algorithm), sign);
+        let answer = lab.ask(CLIENT, &request).unwrap();
+        assert_eq!(code(&answer), 0);
+        let message = Message::parse(&answer).unwrap();
+        message.check_integrity_sha256(&key, 32).unwrap();
+        assert!(!message.has_integrity());
+    }
+}
+
 #[test]
 fn password_algorithm_chooses_the_key() {
     let mut lab = Lab::new(config());
-    let with_algorithm = |w: &mut MessageWriter<'_>, nonce: &[u8]| {
-        credentials(w, nonce);
-        w.put(&PasswordAlgorithms::SHA256_MD5).unwrap();
-        w.put(&PasswordAlgorithm(Algorithm::Sha256)).unwrap();
-    };
-    let wrong = |w: &mut MessageWriter<'_>| {
+    let request = allocate(&lab, chosen(Algorithm::Sha256), |w| {
         w.integrity_sha256(&md5(), 32).unwrap();
-    };
-    let request = allocate(&lab, with_algorithm, wrong);
+    });
     assert_eq!(code(&lab.ask(CLIENT, &request).unwrap()), 401);
-    let right = |w: &mut MessageWriter<'_>| {
-        w.integrity_sha256(&sha256(), 32).unwrap();
+    let request = allocate(&lab, chosen(Algorithm::Md5), sign_sha256);
+    assert_eq!(code(&lab.ask(CLIENT, &request).unwrap()), 401);
+}
+
+// RFC 8489 §9.2.4: "If the server adds a PASSWORD-ALGORITHMS attribute, it MUST set the STUN Security
+// Feature "Password algorithms" bit to 1."
+#[test]
+fn a_challenge_lists_algorithms_and_its_nonce_says_so() {
+    let mut lab = Lab::new(config());
+    let answer = lab.ask(CLIENT, &plain(Method::ALLOCATE, &[udp()])).unwrap();
+    let message = Message::parse(&answer).unwrap();
+    assert_eq!(message.get(), Ok(Some(PasswordAlgorithms::SHA256_MD5)));
+    let Nonce(nonce) = message.get().unwrap().unwrap();
+    assert!(nonce.starts_with(b"obMatJos2wAAA"), "{nonce:?}");
+}
+
+#[test]
+fn sha256_is_offered_where_every_user_has_a_key_for_it() {
+    let mut config = config();
+    let mut weak = credential("weak", "secret");
+    weak.sha256 = None;
+    config.users.insert("weak", weak.clone());
+    let mut lab = Lab::new(config.clone());
+    let list = |lab: &mut Lab| {
+        let answer = lab.ask(CLIENT, &plain(Method::ALLOCATE, &[udp()])).unwrap();
+        let message = Message::parse(&answer).unwrap();
+        message
+            .find(AttributeType::PASSWORD_ALGORITHMS)
+            .map(<[u8]>::to_vec)
     };
-    let request = allocate(&lab, with_algorithm, right);
+    let md5_alone = Some(PasswordAlgorithms::MD5.as_bytes().to_vec());
+    assert_eq!(list(&mut lab), md5_alone);
+    config.users.insert("weak", credential("weak", "secret"));
+    lab.event(RelayEvent::Reconfigured(config.clone().into()));
+    let both = Some(PasswordAlgorithms::SHA256_MD5.as_bytes().to_vec());
+    assert_eq!(list(&mut lab), both);
+    config.users.insert("weak", weak);
+    lab.event(RelayEvent::Reconfigured(config.into()));
+    assert_eq!(list(&mut lab), md5_alone);
+}
+
+// RFC 8489 §9.2.4: "(1) PASSWORD-ALGORITHM and PASSWORD-ALGORITHMS are both present".
+#[test]
+fn one_of_the_two_algorithm_attributes_without_the_other_is_a_bad_request() {
+    let mut lab = Lab::new(config());
+    let list: Write = |w, _| assert!(w.put(&PasswordAlgorithms::SHA256_MD5).is_ok());
+    let choice: Write = |w, _| assert!(w.put(&PasswordAlgorithm(Algorithm::Sha256)).is_ok());
+    for put in [list, choice] {
+        let write = |w: &mut MessageWriter<'_>, nonce: &[u8]| {
+            credentials(w, nonce);
+            put(w, nonce);
+        };
+        let request = allocate(&lab, write, sign_sha256);
+        assert_eq!(code(&lab.ask(CLIENT, &request).unwrap()), 400);
+    }
+}
+
+// RFC 8489 §9.2.4: "(2) PASSWORD-ALGORITHMS matches the value sent in the response that sent this NONCE".
+#[test]
+fn a_list_of_algorithms_that_was_changed_on_the_way_is_a_bad_request() {
+    let mut lab = Lab::new(config());
+    for list in [
+        &[0, 1, 0, 0][..],
+        &[0, 1, 0, 0, 0, 2, 0, 0],
+        &[0, 2, 0, 0],
+        &[0, 2, 0, 0, 0, 1, 0, 0, 0, 3, 0, 0],
+        &[],
+    ] {
+        let write = |w: &mut MessageWriter<'_>, nonce: &[u8]| {
+            credentials(w, nonce);
+            w.put_raw(AttributeType::PASSWORD_ALGORITHMS, list).unwrap();
+            w.put(&PasswordAlgorithm(Algorithm::Md5)).unwrap();
+        };
+        let request = allocate(&lab, write, sign_sha1);
+        assert_eq!(code(&lab.ask(CLIENT, &request).unwrap()), 400, "{list:?}");
+    }
+}
+
+// RFC 8489 §9.2.4: "(3) PASSWORD-ALGORITHM matches one of the entries in PASSWORD-ALGORITHMS".
+#[test]
+fn an_algorithm_that_is_not_on_the_list_is_a_bad_request() {
+    let mut config = config();
+    let mut weak = credential("weak", "secret");
+    weak.sha256 = None;
+    config.users.insert("weak", weak);
+    let mut lab = Lab::new(config);
+    for choice in [[0, 2, 0, 0], [0, 3, 0, 0]] {
+        let write = |w: &mut MessageWriter<'_>, nonce: &[u8]| {
+            credentials(w, nonce);
+            w.put(&PasswordAlgorithms::MD5).unwrap();
+            w.put_raw(AttributeType::PASSWORD_ALGORITHM, &choice)
+                .unwrap();
+        };
+        let request = allocate(&lab, write, sign_sha256);
+        assert_eq!(code(&lab.ask(CLIENT, &request).unwrap()), 400);
+    }
+}
+
+#[test]
+fn what_was_offered_with_a_nonce_holds_for_it_when_the_offer_has_changed() {
+    let mut config = config();
+    let mut lab = Lab::new(config.clone());
+    let request = allocate(&lab, chosen(Algorithm::Sha256), sign_sha256);
+    let mut weak = credential("weak", "secret");
+    weak.sha256 = None;
+    config.users.insert("weak", weak);
+    lab.event(RelayEvent::Reconfigured(config.into()));
+    assert_eq!(code(&lab.ask(CLIENT, &request).unwrap()), 0);
+}
+
+// RFC 8489 §9.2.1: bid-down attacks are noticed.
+#[test]
+fn a_nonce_without_its_cookie_is_refused_and_so_is_one_with_a_lesser() {
+    let mut lab = Lab::new(config());
+    let bare = lab
+        .relay
+        .nonces
+        .issue(lab.now, address(CLIENT), Offer::Nothing);
+    let full = lab.nonce(CLIENT);
+    let mut lesser = full.to_vec();
+    lesser[9] = b'A';
+    for nonce in [&bare, &full[13..], &lesser] {
+        let write = |w: &mut MessageWriter<'_>, _: &[u8]| credentials(w, nonce);
+        let request = allocate(&lab, write, sign_sha1);
+        assert_eq!(code(&lab.ask(CLIENT, &request).unwrap()), 438);
+    }
+}
+
+#[test]
+fn where_the_realm_leaves_no_room_short_requests_are_offered_nothing_and_longer_ones_all() {
+    let mut config = config();
+    config.realm = "a.longer.example".to_owned();
+    let mut lab = Lab::new(config);
+    let cookie = |lab: &mut Lab, attributes: &[(AttributeType, Vec<u8>)]| {
+        let request = plain(Method::ALLOCATE, attributes);
+        let answer = lab.ask(CLIENT, &request).unwrap();
+        assert_eq!(code(&answer), 401);
+        let message = Message::parse(&answer).unwrap();
+        let Nonce(nonce) = message.get().unwrap().unwrap();
+        let has_list = message.contains(AttributeType::PASSWORD_ALGORITHMS);
+        assert_eq!(nonce.starts_with(b"obMatJos2"), has_list, "{nonce:?}");
+        has_list
+    };
+    assert!(!cookie(&mut lab, &[udp()]));
+    assert!(cookie(&mut lab, &[udp(), lifetime(600)]));
+}
+
+// RFC 8489 §9.2.4: "If the value of the USERNAME or USERHASH attribute is not valid …".
+#[test]
+fn a_user_is_found_by_userhash_in_place_of_the_name() {
+    let mut lab = Lab::new(config());
+    let hashed = |name: &str| {
+        let hash = userhash(name, REALM).unwrap();
+        move |w: &mut MessageWriter<'_>, nonce: &[u8]| {
+            w.put(&Userhash(hash)).unwrap().put(&Realm(REALM)).unwrap();
+            w.put(&Nonce(nonce)).unwrap();
+        }
+    };
+    let request = allocate(&lab, hashed("alice"), |w| {
+        w.integrity(&IntegrityKey::new(b"wrong")).unwrap();
+    });
+    assert_eq!(code(&lab.ask(CLIENT, &request).unwrap()), 401);
+    let request = allocate(&lab, hashed("nobody"), sign_sha1);
+    assert_eq!(code(&lab.ask(CLIENT, &request).unwrap()), 401);
+    let request = allocate(&lab, hashed("alice"), sign_sha1);
+    assert_eq!(code(&lab.ask(CLIENT, &request).unwrap()), 0);
+    // What follows may have the name in the clear: it is the same user.
+    assert_eq!(lab.permit(CLIENT, &[PEER]), 0);
+}
+
+#[test]
+fn another_realm_is_answered_with_401_and_the_right_one() {
+    let mut lab = Lab::new(config());
+    let write = |w: &mut MessageWriter<'_>, nonce: &[u8]| {
+        w.put(&Username("alice")).unwrap();
+        w.put(&Realm("other.example")).unwrap();
+        w.put(&Nonce(nonce)).unwrap();
+    };
+    let request = allocate(&lab, write, sign_sha1);
     let answer = lab.ask(CLIENT, &request).unwrap();
-    assert_eq!(code(&answer), 0);
-    Message::parse(&answer)
-        .unwrap()
-        .check_integrity_sha256(&sha256(), 32)
-        .unwrap();
+    assert_eq!(code(&answer), 401);
+    assert_eq!(
+        Message::parse(&answer).unwrap().get(),
+        Ok(Some(Realm(REALM)))
+    );
+}
+
+// RFC 8489 §6.3.1: "420 (Unknown Attribute) … and includes an UNKNOWN-ATTRIBUTES attribute in its response
+// that lists the unknown comprehension-required attributes."
+#[test]
+fn unknown_attributes_of_a_request_with_credentials_are_listed_in_a_420() {
+    let mut lab = Lab::new(config());
+    for method in METHODS {
+        // All but Allocate are about an allocation, and are refused for its sake first.
+        let client = "198.18.0.1:41000";
+        if method != Method::ALLOCATE {
+            lab.request(client, Method::ALLOCATE, &[udp()]);
+        }
+        let unknown = [0x7001, 0x7002].map(|kind| (AttributeType(kind), vec![1, 2, 3]));
+        let attributes = [udp(), unknown[0].clone(), unknown[1].clone()];
+        let answer = lab.request(client, method, &attributes);
+        assert_eq!(code(&answer), 420, "{method:?}");
+        let message = Message::parse(&answer).unwrap();
+        let listed: UnknownAttributes = message.get().unwrap().unwrap();
+        let listed: Vec<_> = listed.iter().collect();
+        assert_eq!(listed, [AttributeType(0x7001), AttributeType(0x7002)]);
+        assert!(message.has_integrity());
+    }
 }
 
 // RFC 8489 §14.6

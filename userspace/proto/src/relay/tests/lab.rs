@@ -10,6 +10,7 @@ use towpath_ebpf_common::route::RouteKey;
 use crate::access::AccessRules;
 use crate::credentials::LongTermKey;
 use crate::machine::{Datagram, ListenerId, PortId, ShardId, Socket, Transmit};
+use crate::nonce::IssuedNonce;
 use crate::relay::*;
 use crate::wire::attribute::{
     Algorithm, Attribute, ErrorCode, Nonce, Realm, RequestedTransport, Username, XorRelayedAddress,
@@ -234,6 +235,12 @@ impl Lab {
         Some(answer)
     }
 
+    /// A nonce that is good now, as a challenge with room for everything has it.
+    pub(crate) fn nonce(&self, client: &str) -> IssuedNonce {
+        let offer = crate::auth::offer(&self.relay.config);
+        self.relay.nonces.issue(self.now, address(client), offer)
+    }
+
     pub(crate) fn transaction(&mut self) -> TransactionId {
         self.next_transaction += 1;
         let mut id = [0xab; 12];
@@ -260,7 +267,7 @@ impl Lab {
         attributes: &[(AttributeType, Vec<u8>)],
     ) -> Vec<u8> {
         let id = self.transaction();
-        let nonce = self.relay.nonces.issue(self.now, address(client));
+        let nonce = self.nonce(client);
         let key = LongTermKey::derive(Algorithm::Md5, name, REALM, password).unwrap();
         let mut buffer = [0; 1500];
         let message_type = MessageType::new(method, Class::Request);

@@ -3,9 +3,9 @@
 use std::fmt;
 
 use super::error::Ignored;
-use crate::credentials::{CredentialError, LongTermKey, check_username};
+use crate::credentials::{CredentialError, LongTermKey, check_username, userhash};
 use crate::wire::attribute::{
-    Algorithm, Attribute, Nonce, PasswordAlgorithm, PasswordAlgorithms, Realm, Username,
+    Algorithm, Attribute, Nonce, PasswordAlgorithm, PasswordAlgorithms, Realm, Userhash, Username,
 };
 use crate::wire::{IntegrityKey, Message, MessageWriter, WriteError};
 
@@ -55,6 +55,8 @@ pub(super) struct Session {
     /// The server's list, to be repeated as it is, and our choice from it. With it, requests carry
     /// MESSAGE-INTEGRITY-SHA256.
     algorithms: Option<(Box<[u8]>, Algorithm)>,
+    /// Stands for the username where the server understands it.
+    userhash: Option<Userhash>,
     key: IntegrityKey,
 }
 
@@ -66,11 +68,6 @@ impl Session {
         };
         let offered: Option<PasswordAlgorithms<'_>> =
             challenge.get().map_err(|_| Ignored::Malformed)?;
-        // RFC 8489 §9.2.5: where the nonce says that algorithms are offered and PASSWORD-ALGORITHMS is
-        // missing, somebody on the way took it out, and the response is ignored.
-        if offered.is_none() && promises_algorithms(nonce) {
-            return Err(Ignored::BidDown);
-        }
         let offered_bytes = offered.map_or(0, |offered| offered.as_bytes().len());
         if realm.len() > MAX_REALM_BYTES
             || nonce.len() > MAX_NONCE_BYTES
@@ -79,8 +76,10 @@ impl Session {
             return Err(Ignored::Malformed);
         }
         let algorithms = match offered {
+            // RFC 8489 §9.2.5: "the first algorithm supported on the list", and without any "the client
+            // MUST NOT retry the request".
             Some(offered) => {
-                let chosen = offered.iter().next().ok_or(Ignored::Malformed)?;
+                let chosen = offered.iter().next().ok_or(Ignored::NoAlgorithm)?;
                 Some((offered.as_bytes().into(), chosen))
             }
             None => None,
@@ -91,17 +90,32 @@ impl Session {
         let Credentials { username, password } = credentials;
         let key = LongTermKey::derive(algorithm, username, realm, password)
             .map_err(|_| Ignored::Malformed)?;
+        // RFC 8489 §9.2.5: where the nonce cookie has the bit "Username anonymity", "the USERHASH attribute
+        // MUST be used; else, the USERNAME attribute MUST be used".
+        let userhash = has_feature(nonce, USERNAME_ANONYMITY)
+            .then(|| userhash(username, realm).map(Userhash))
+            .transpose()
+            .map_err(|_| Ignored::Malformed)?;
         Ok(Self {
             realm: realm.into(),
             nonce: nonce.into(),
             algorithms,
+            userhash,
             key: IntegrityKey::new(key.as_bytes()),
         })
     }
 
     /// Whether a request with the other's credentials would be the same but for its nonce.
     pub(super) fn has_credentials_of(&self, other: &Self) -> bool {
-        self.realm == other.realm && self.algorithms == other.algorithms
+        self.realm == other.realm
+            && self.algorithms == other.algorithms
+            && self.userhash == other.userhash
+    }
+
+    /// Whether the other, of the same realm, offers nothing where this one did: a server that goes back
+    /// behind what it said is one that somebody stands in front of.
+    pub(super) fn is_better_than(&self, other: &Self) -> bool {
+        self.realm == other.realm && self.algorithms.is_some() && other.algorithms.is_none()
     }
 
     /// Adds what a request with credentials has.
@@ -110,7 +124,10 @@ impl Session {
         credentials: &Credentials,
         writer: &mut MessageWriter<'_>,
     ) -> Result<(), WriteError> {
-        writer.put(&Username(&credentials.username))?;
+        match &self.userhash {
+            Some(hash) => writer.put(hash)?,
+            None => writer.put(&Username(&credentials.username))?,
+        };
         writer.put(&Realm(&self.realm))?.put(&Nonce(&self.nonce))?;
         match &self.algorithms {
             Some((offered, chosen)) => {
@@ -135,29 +152,55 @@ impl Session {
     }
 }
 
-/// Whether the nonce's security features have bit 0, "Password algorithms" (RFC 8489 §18.1): the
-/// highest bit of the first of four base64 characters behind the cookie.
-fn promises_algorithms(nonce: &[u8]) -> bool {
-    match nonce.strip_prefix(NONCE_COOKIE) {
-        Some([first, _, _, _, ..]) => {
-            matches!(first, b'g'..=b'z' | b'0'..=b'9' | b'+' | b'/')
-        }
-        Some(_) | None => false,
-    }
+/// RFC 8489 §9.2.5: where the nonce says that algorithms are offered "but no PASSWORD-ALGORITHMS attribute
+/// is present", somebody on the way took it out: a challenge is not followed, and any other response "MUST
+/// be ignored".
+pub(super) fn takes_out_algorithms(response: &Message<'_>) -> bool {
+    let nonce = response.get::<Nonce<'_>>();
+    matches!(nonce, Ok(Some(Nonce(nonce))) if has_feature(nonce, PASSWORD_ALGORITHMS))
+        && !response.contains(PasswordAlgorithms::TYPE)
+}
+
+/// Bits of the first of four base64 characters behind the cookie. RFC 8489 §18.1: "Bits are assigned
+/// starting from the most significant side".
+const PASSWORD_ALGORITHMS: u8 = 1 << 5;
+const USERNAME_ANONYMITY: u8 = 1 << 4;
+
+/// Whether the nonce's security features have this bit.
+fn has_feature(nonce: &[u8], bit: u8) -> bool {
+    let Some([first, _, _, _, ..]) = nonce.strip_prefix(NONCE_COOKIE) else {
+        return false;
+    };
+    let digit = match first {
+        b'A'..=b'Z' => first - b'A',
+        b'a'..=b'z' => first - b'a' + 26,
+        b'0'..=b'9' => first - b'0' + 52,
+        b'+' => 62,
+        b'/' => 63,
+        _ => return false,
+    };
+    digit & bit != 0
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    // RFC 8489 §18.1
     #[test]
-    fn the_first_feature_bit_of_a_nonce_promises_algorithms() {
-        assert!(promises_algorithms(b"obMatJos2gAAA-rest"));
-        assert!(promises_algorithms(b"obMatJos2/AAA"));
-        assert!(!promises_algorithms(b"obMatJos2AAAA-rest"));
-        assert!(!promises_algorithms(b"obMatJos2fAAA"));
-        assert!(!promises_algorithms(b"obMatJos2gAA"));
-        assert!(!promises_algorithms(b"gAAA"));
+    fn the_first_two_feature_bits_of_a_nonce_are_algorithms_and_anonymity() {
+        let features = |nonce: &[u8]| {
+            [PASSWORD_ALGORITHMS, USERNAME_ANONYMITY].map(|bit| has_feature(nonce, bit))
+        };
+        assert_eq!(features(b"obMatJos2gAAA-rest"), [true, false]);
+        assert_eq!(features(b"obMatJos2QAAA"), [false, true]);
+        assert_eq!(features(b"obMatJos2wAAA"), [true, true]);
+        assert_eq!(features(b"obMatJos2/AAA"), [true, true]);
+        assert_eq!(features(b"obMatJos2AAAA-rest"), [false, false]);
+        assert_eq!(features(b"obMatJos2PAAA"), [false, false]);
+        assert_eq!(features(b"obMatJos2-AAA"), [false, false]);
+        assert_eq!(features(b"obMatJos2gAA"), [false, false]);
+        assert_eq!(features(b"gAAA"), [false, false]);
     }
 
     #[test]

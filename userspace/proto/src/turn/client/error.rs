@@ -152,8 +152,10 @@ pub enum Ignored {
     NoTransaction,
     /// A response that is not signed as it must be.
     BadIntegrity,
-    /// A challenge that offers less than its nonce promises (RFC 8489 §9.2.5).
+    /// A response that offers less than its nonce promises (RFC 8489 §9.2.5), or than one before.
     BidDown,
+    /// A challenge that offers only password algorithms we do not know.
+    NoAlgorithm,
     /// Data from a peer without permission.
     NotPermitted,
     /// Data on a channel that is not bound.

@@ -25,7 +25,7 @@ use std::time::Duration;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
-use self::auth::Session;
+use self::auth::{Session, takes_out_algorithms};
 use self::peers::{Peers, Renewal};
 use self::transaction::{Request, Transaction};
 use crate::Timestamp;
@@ -361,6 +361,9 @@ impl Client {
             .position(|t| t.id == id && t.request.method() == message.method())
             .ok_or(Ignored::NoTransaction)?;
         let transaction = self.transactions[index];
+        if takes_out_algorithms(message) {
+            return Err(Ignored::BidDown);
+        }
         if message.class() == Class::Success {
             self.check_signature(message, true)?;
             self.transactions.swap_remove(index);
@@ -407,6 +410,11 @@ impl Client {
         message: &Message<'_>,
     ) -> Result<Option<Transaction>, Ignored> {
         let session = Session::new(&self.config.credentials, message)?;
+        if let Some(old) = &self.session
+            && old.is_better_than(&session)
+        {
+            return Err(Ignored::BidDown);
+        }
         // RFC 8489 §9.2.5: a 401 to a request that had these credentials is not tried again.
         let refused = code == Code::UNAUTHENTICATED
             && transaction.is_signed

@@ -1,8 +1,8 @@
 use super::*;
-use crate::credentials::LongTermKey;
+use crate::credentials::{LongTermKey, userhash};
 use crate::wire::attribute::{
     Algorithm, AlternateServer, ChannelNumberValue, Nonce, PasswordAlgorithm, PasswordAlgorithms,
-    Realm, RequestedAddressFamily, RequestedTransport, Username,
+    Realm, RequestedAddressFamily, RequestedTransport, Userhash, Username,
 };
 use crate::wire::{IntegrityKey, MessageType, MessageWriter, data_indication};
 
@@ -287,6 +287,109 @@ fn a_challenge_whose_offer_was_taken_out_on_the_way_is_ignored() {
     let bid_down = challenge(&first, Code::UNAUTHENTICATED, b"obMatJos2gAAAxyz");
     let ignored = Received::Ignored(Ignored::BidDown);
     assert_eq!(client.handle_datagram(at(0), server(), &bid_down), ignored);
+}
+
+/// A 401 with this nonce and list.
+fn offer(request: &[u8], nonce: &[u8], algorithms: &[u8]) -> Vec<u8> {
+    response(request, Class::Error, |w| {
+        w.put(&ErrorCode::new(Code::UNAUTHENTICATED))
+            .unwrap()
+            .put(&Realm(REALM))
+            .unwrap();
+        w.put(&Nonce(nonce)).unwrap();
+        w.put_raw(AttributeType::PASSWORD_ALGORITHMS, algorithms)
+            .unwrap();
+    })
+}
+
+const SHA256_MD5: &[u8] = &[0, 2, 0, 0, 0, 1, 0, 0];
+
+// RFC 8489 §9.2.5: "If the "nonce cookie" is present and has the STUN Security Feature "Username anonymity"
+// bit set to 1, then the USERHASH attribute MUST be used; else, the USERNAME attribute MUST be used."
+#[test]
+fn the_username_is_hidden_where_the_server_understands_its_hash() {
+    for (nonce, hidden) in [(b"obMatJos2wAAAx", true), (b"obMatJos2gAAAx", false)] {
+        let mut client = client();
+        client.allocate(at(0), None).unwrap();
+        let first = next_request(&mut client, at(0)).unwrap();
+        answer(&mut client, at(0), &offer(&first, nonce, SHA256_MD5));
+        let second = next_request(&mut client, at(0)).unwrap();
+        let message = Message::parse(&second).unwrap();
+        let hash = userhash("alice", REALM).unwrap();
+        assert_eq!(message.get(), Ok(hidden.then_some(Userhash(hash))));
+        assert_eq!(message.get(), Ok((!hidden).then_some(Username("alice"))));
+        let key = key(Algorithm::Sha256);
+        assert_eq!(message.check_integrity_sha256(&key, 32), Ok(()));
+    }
+}
+
+// RFC 8489 §9.2.5: "the request MUST contain a PASSWORD-ALGORITHM attribute with the first algorithm
+// supported on the list", and without one the client "MUST NOT retry".
+#[test]
+fn the_first_known_algorithm_of_the_list_is_used() {
+    let unknown_first = [0, 9, 0, 2, 1, 2, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0];
+    let mut client = client();
+    client.allocate(at(0), None).unwrap();
+    let first = next_request(&mut client, at(0)).unwrap();
+    let none = offer(&first, b"obMatJos2gAAAx", &[0, 9, 0, 0]);
+    let ignored = Received::Ignored(Ignored::NoAlgorithm);
+    assert_eq!(client.handle_datagram(at(0), server(), &none), ignored);
+    let some = offer(&first, b"obMatJos2gAAAx", &unknown_first);
+    answer(&mut client, at(0), &some);
+    let second = next_request(&mut client, at(0)).unwrap();
+    let message = Message::parse(&second).unwrap();
+    assert_eq!(message.get(), Ok(Some(PasswordAlgorithm(Algorithm::Md5))));
+    let repeated = message.find(AttributeType::PASSWORD_ALGORITHMS);
+    assert_eq!(repeated, Some(&unknown_first[..]));
+    let key = key(Algorithm::Md5);
+    assert_eq!(message.check_integrity_sha256(&key, 32), Ok(()));
+}
+
+// RFC 8489 §9.2.5: "For all other responses, if the NONCE attribute starts with the "nonce cookie" with the
+// STUN Security Feature "Password algorithms" bit set to 1 but PASSWORD-ALGORITHMS is not present, the
+// response MUST be ignored."
+#[test]
+fn any_response_whose_offer_was_taken_out_on_the_way_is_ignored() {
+    let mut client = client();
+    client.allocate(at(0), None).unwrap();
+    let request = next_request(&mut client, at(0)).unwrap();
+    let refusal = response(&request, Class::Error, |w| {
+        w.put(&ErrorCode::new(Code::ALLOCATION_QUOTA_REACHED))
+            .unwrap()
+            .put(&Nonce(b"obMatJos2gAAAx"))
+            .unwrap();
+    });
+    let ignored = Received::Ignored(Ignored::BidDown);
+    assert_eq!(client.handle_datagram(at(0), server(), &refusal), ignored);
+    assert_eq!(client.poll_event(), None);
+}
+
+#[test]
+fn a_server_that_offered_algorithms_is_not_believed_to_offer_none() {
+    let mut client = client();
+    client.allocate(at(0), None).unwrap();
+    let first = next_request(&mut client, at(0)).unwrap();
+    answer(
+        &mut client,
+        at(0),
+        &offer(&first, b"obMatJos2gAAAx", SHA256_MD5),
+    );
+    let second = next_request(&mut client, at(0)).unwrap();
+    let forged = challenge(&second, Code::STALE_NONCE, b"plain");
+    let ignored = Received::Ignored(Ignored::BidDown);
+    assert_eq!(client.handle_datagram(at(0), server(), &forged), ignored);
+    let stale = response(&second, Class::Error, |w| {
+        w.put(&ErrorCode::new(Code::STALE_NONCE))
+            .unwrap()
+            .put(&Realm(REALM))
+            .unwrap();
+        w.put(&Nonce(b"obMatJos2gAAAy")).unwrap();
+        w.put(&PasswordAlgorithms::SHA256_MD5).unwrap();
+    });
+    answer(&mut client, at(0), &stale);
+    let third = next_request(&mut client, at(0)).unwrap();
+    let message = Message::parse(&third).unwrap();
+    assert_eq!(message.get(), Ok(Some(Nonce(b"obMatJos2gAAAy"))));
 }
 
 #[test]

@@ -27,7 +27,6 @@ use crate::relay::{
     DropReason, Endpoint, Envelope, MAX_ANSWER_BYTES, Notice, PortError, Refusal, Relay,
     RelayCommand, RelayLimits, Request, RequestKind, Reservation, Traffic,
 };
-use crate::slots::Identity;
 use crate::wire::attribute::{
     AdditionalAddressFamily, AddressErrorCode, EvenPort, Family, Lifetime, RequestedAddressFamily,
     RequestedTransport, ReservationToken, ValueError, XorMappedAddress, XorRelayedAddress,
@@ -106,7 +105,7 @@ impl Relay {
             self.counters.drops(DropReason::StillOpening).increment();
         } else {
             self.counters.retransmissions.increment();
-            self.send_success(id);
+            self.send_success(id, envelope);
         }
     }
 
@@ -120,13 +119,14 @@ impl Relay {
         if !unknown.is_empty() {
             return Err(Refusal::Unknown(unknown));
         }
-        let wish = read_wish(&request.message, &self.config.limits)?;
+        let mut wish = read_wish(&request.message, &self.config.limits)?;
+        wish.lifetime = sender.within(now, wish.lifetime);
         // A shard that drains, or is full, has no capacity for new allocations.
         if self.draining || self.is_full() {
             return Err(Code::INSUFFICIENT_CAPACITY.into());
         }
-        let user = sender.user.name();
-        let identity = Identity::user(&self.config.realm, user);
+        let user = sender.user.account();
+        let identity = self.identity_of(&sender.user, request.from);
         // Without a slot its traffic would not be limited.
         let slot = self
             .slots
@@ -434,7 +434,10 @@ impl Relay {
             self.shared.set_live(address, relayed.port, true);
         }
         self.counters.allocations_made.increment();
-        self.send_success(id);
+        if let Some(allocation) = self.allocations.get(id) {
+            let envelope = Self::allocate_envelope(allocation);
+            self.send_success(id, &envelope);
+        }
         if let Some(allocation) = self.allocations.get(id) {
             let owner = self.owner(allocation);
             let lifetime = Duration::from_secs(allocation.details.lifetime_s.into());
@@ -557,11 +560,10 @@ impl Relay {
     /// RFC 8656 §7.2: success carries XOR-RELAYED-ADDRESS, two for a dual allocation, LIFETIME,
     /// RESERVATION-TOKEN where a port was reserved, and XOR-MAPPED-ADDRESS; and ADDRESS-ERROR-CODE
     /// where one of two families was refused.
-    fn send_success(&mut self, id: PortId) {
+    fn send_success(&mut self, id: PortId, envelope: &Envelope) {
         let Some(allocation) = self.allocations.get(id) else {
             return;
         };
-        let envelope = Self::allocate_envelope(allocation);
         let details = &allocation.details;
         let relayed = XorRelayedAddress(self.public(&details.relayed));
         let second = details
@@ -574,7 +576,7 @@ impl Relay {
             code,
             reason: "",
         });
-        self.succeed(&envelope, |writer| {
+        self.succeed(envelope, |writer| {
             writer
                 .put(&relayed)?
                 .put_some(second.as_ref())?

@@ -110,7 +110,8 @@ impl Relay {
             self.timers.cancel(timer);
         }
         if allocation.details.counted_for_user {
-            self.shared.release_user(allocation.details.user.name(), 1);
+            self.shared
+                .release_user(allocation.details.user.account(), 1);
         }
         self.slots.release(now, allocation.slot);
         for relayed in allocation.relayed() {
@@ -135,7 +136,13 @@ impl Relay {
             return;
         }
         if allocation.expires <= now {
-            self.end(now, id, EndReason::Expired);
+            let credential_ended = allocation.details.user.ends(self.clock) <= now;
+            let reason = if credential_ended {
+                EndReason::CredentialExpired
+            } else {
+                EndReason::Expired
+            };
+            self.end(now, id, reason);
             return;
         }
         if self.end_expired_family(now, id) {
@@ -171,7 +178,7 @@ impl Relay {
             .get(usize::from(allocation.flow.listener));
         let port = listener.map_or(0, std::net::SocketAddr::port);
         AllocationOwner {
-            user: std::sync::Arc::clone(allocation.details.user.name()),
+            user: std::sync::Arc::clone(allocation.details.user.account()),
             client: allocation.flow.client(),
             server: (allocation.flow.server(), port).into(),
             relayed: self.public(&allocation.details.relayed),

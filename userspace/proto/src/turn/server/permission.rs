@@ -102,8 +102,8 @@ impl Relay {
         }
     }
 
-    /// Ends the allocation if its user is gone, else its permissions and channels that the rules
-    /// deny.
+    /// Ends the allocation if its user is gone, or when the credential ends that it was refreshed with,
+    /// else its permissions and channels that the rules deny.
     #[cold]
     fn apply_rules(&mut self, id: PortId, now: Timestamp) {
         let Some((allocation, hasher)) = self.allocations.get_mut(id) else {
@@ -113,14 +113,15 @@ impl Relay {
             return;
         }
         allocation.policy_version = self.policy_version;
-        let known = &allocation.details.user;
-        let user = self.config.users.find(known.name());
-        match user.filter(|user| user.credential() == known.credential()) {
-            Some(user) => allocation.details.user = std::sync::Arc::clone(user),
-            None => {
-                self.end(now, id, EndReason::UserRemoved);
-                return;
-            }
+        let Some(user) = self.config.users.keep(&allocation.details.user) else {
+            self.end(now, id, EndReason::UserRemoved);
+            return;
+        };
+        let ends = user.ends(self.clock);
+        allocation.details.user = user;
+        let mut sooner = false;
+        for relayed in allocation.relayed() {
+            sooner |= relayed.expires > ends && allocation.set_expires(Some(relayed.family), ends);
         }
         let policy = &self.policy;
         let local_in = |family| {
@@ -159,6 +160,9 @@ impl Relay {
             keep
         });
         self.follow_routes(now, id);
+        if sooner {
+            self.allocation_timer(now, id);
+        }
     }
 }
 

@@ -73,6 +73,9 @@ impl Relay {
             }
             return Ok(0);
         }
+        let lifetime = sender.within(now, lifetime);
+        // The allocation lasts as long as the credential that it was last refreshed with.
+        allocation.details.user = std::sync::Arc::clone(&sender.user);
         let sooner = allocation.set_expires(family, now + lifetime);
         self.follow_routes(now, id);
         if sooner {
@@ -105,8 +108,9 @@ impl Relay {
         if allocation.expires <= now || opening {
             return Err(Code::ALLOCATION_MISMATCH.into());
         }
-        // RFC 8656 §5: "the server … MUST reject any … request … with a different username" by 441.
-        if allocation.details.user.name() != sender.user.name() {
+        // RFC 8656 §5: "the server … MUST reject any … request … with a different username" by 441. A new
+        // time-limited username of the same user is not a different one.
+        if allocation.details.user.account() != sender.user.account() {
             return Err(Code::WRONG_CREDENTIALS.into());
         }
         Ok(id)

@@ -4,12 +4,11 @@ use std::collections::BTreeMap;
 
 use toml::Spanned;
 use towpath_proto::credentials::check_username;
-use towpath_proto::relay::Credential;
 
 use super::Checker;
-use crate::config::LimitsSection;
 use crate::config::error::{Problem, WarningKind};
 use crate::config::shape::{ClassesShape, LimitsShape, UserLimitShape};
+use crate::config::{AuthSection, LimitsSection};
 use crate::limit::{self, Class, ClassWeights, Limit, LimitChange, LimitRule};
 use crate::units::{Rate, Size, UnitError};
 
@@ -17,11 +16,7 @@ use crate::units::{Rate, Size, UnitError};
 const MAX_LIMITED_USERS: usize = super::MAX_USERS;
 
 impl Checker<'_> {
-    pub(super) fn limits(
-        &mut self,
-        shape: LimitsShape,
-        users: &BTreeMap<String, Credential>,
-    ) -> LimitsSection {
+    pub(super) fn limits(&mut self, shape: LimitsShape, auth: &AuthSection) -> LimitsSection {
         let default = LimitChange {
             up: self.rate("limits.default: up", shape.default.up),
             down: self.rate("limits.default: down", shape.default.down),
@@ -30,7 +25,7 @@ impl Checker<'_> {
         };
         LimitsSection {
             default: default.over(Limit::default()),
-            users: self.user_limits(shape.users, users),
+            users: self.user_limits(shape.users, auth),
             global: self
                 .rate("limits.global", shape.global)
                 .unwrap_or(Rate::Unlimited),
@@ -42,7 +37,7 @@ impl Checker<'_> {
     fn user_limits(
         &mut self,
         shape: BTreeMap<Spanned<String>, UserLimitShape>,
-        users: &BTreeMap<String, Credential>,
+        auth: &AuthSection,
     ) -> BTreeMap<String, LimitChange> {
         const KEY: &str = "limits.users";
         if let Some(first) = shape.keys().next() {
@@ -56,7 +51,8 @@ impl Checker<'_> {
                 self.error(name.span(), problem);
                 continue;
             }
-            if !users.contains_key(&user) {
+            // With a shared secret users are named elsewhere.
+            if !auth.users.contains_key(&user) && auth.rest_secrets.is_empty() {
                 let user = user.clone();
                 self.warn(name.span(), WarningKind::LimitOfNobody { user });
             }
