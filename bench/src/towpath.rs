@@ -12,6 +12,10 @@ use crate::control::{CLIENT_PORT, Clients, PASSWORD, REALM, USERNAME};
 use crate::rig::Rig;
 use crate::server::{Body, Process, Server, Table};
 
+/// One user with as many allocations as a bench makes, from one address: others do not limit that.
+const UNLIMITED: &str = "allocations = { per_user = \"unlimited\", per_network = \"unlimited\" }\n\
+     strangers = { per_source = \"unlimited\", per_network = \"unlimited\", total = \"unlimited\" }\n";
+
 /// Where it listens.
 pub const PORT: u16 = 3478;
 
@@ -80,6 +84,7 @@ pub fn start(
          port_range = \"49152-65535\"\nrealm = \"{REALM}\"\nshards = 1\ndriver = \"{driver}\"\n\
          [auth]\nusers = {{ {USERNAME} = \"plain:{PASSWORD}\" }}\n\
          [access]\nallow = [\"{peers}/32\"]\n\
+         [limits]\n{UNLIMITED}\
          [kernel]\n{kernel}\
          [observe]\nlisten = \"{listen}:9478\"\n"
     );

@@ -78,9 +78,19 @@ pub fn charge<W: Word>(spent_until: &W, limit: LimitWord, now: u64, bytes: u32) 
     if limit.is_unlimited() {
         return Charge::Passed;
     }
-    let now = now << TICKS_PER_NANOSECOND_LOG2;
-    let earliest = now.saturating_sub(limit.tolerance());
-    let cost = limit.cost(bytes);
+    spend(
+        spent_until,
+        limit.cost(bytes),
+        limit.tolerance(),
+        now << TICKS_PER_NANOSECOND_LOG2,
+    )
+}
+
+/// Spends `cost` at `now` if the budget holds it, where a pause earns at most `tolerance`. All three
+/// are in the unit of the word, whatever that is.
+#[inline(always)]
+pub fn spend<W: Word>(spent_until: &W, cost: u64, tolerance: u64, now: u64) -> Charge {
+    let earliest = now.saturating_sub(tolerance);
     let mut known = spent_until.load();
     let mut tries = 0;
     while tries < CHARGE_TRIES {

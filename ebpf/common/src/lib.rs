@@ -16,3 +16,4 @@ pub mod meter;
 pub mod rate;
 pub mod reason;
 pub mod route;
+pub mod strangers;

@@ -52,8 +52,14 @@ pub enum Reason {
     Silent = 22,
     /// Dropped: the packet's bytes or its route went away while it was rewritten.
     Lost = 23,
-    /// Passed: wrapped in ChannelData so often that it may be going round.
+    /// Passed: wrapped so often, or in a Data indication, that it may be going round.
     Nested = 24,
+    /// Dropped: a stranger whose address asked too much.
+    StrangerSource = 25,
+    /// Dropped: a stranger whose network asked too much.
+    StrangerNetwork = 26,
+    /// Dropped: a stranger, and all together asked too much.
+    StrangerTotal = 27,
 }
 
 /// What becomes of a packet.
@@ -69,7 +75,7 @@ pub enum Fate {
 
 impl Reason {
     /// How many there are.
-    pub const COUNT: u32 = 25;
+    pub const COUNT: u32 = 28;
 
     /// All of them, in the order of their numbers.
     pub const ALL: [Self; Self::COUNT as usize] = [
@@ -98,6 +104,9 @@ impl Reason {
         Self::Silent,
         Self::Lost,
         Self::Nested,
+        Self::StrangerSource,
+        Self::StrangerNetwork,
+        Self::StrangerTotal,
     ];
 
     /// What becomes of a packet for this reason.
@@ -127,7 +136,10 @@ impl Reason {
             | Self::OverGlobal
             | Self::Contended
             | Self::Silent
-            | Self::Lost => Fate::Dropped,
+            | Self::Lost
+            | Self::StrangerSource
+            | Self::StrangerNetwork
+            | Self::StrangerTotal => Fate::Dropped,
         }
     }
 
@@ -159,6 +171,9 @@ impl Reason {
             Self::Silent => "silent",
             Self::Lost => "lost",
             Self::Nested => "nested",
+            Self::StrangerSource => "stranger_source",
+            Self::StrangerNetwork => "stranger_network",
+            Self::StrangerTotal => "stranger_total",
         }
     }
 }

@@ -14,7 +14,7 @@ use crate::checksum;
 
 /// Version of the layout of all maps. It is part of the directory the maps are pinned in, and the
 /// first word of [`Settings`].
-pub const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 2;
 
 /// Name of the program that relays.
 pub const PROGRAM: &str = "towpath_relay";
@@ -40,6 +40,12 @@ pub mod map {
     /// Hash of [`IdentityHash`](crate::meter::IdentityHash) to
     /// [`IdentityRecord`](crate::meter::IdentityRecord).
     pub const IDENTITIES: &str = "IDENTITIES";
+    /// Array of one [`StrangerLimits`](crate::strangers::StrangerLimits), mmapable.
+    pub const STRANGER_LIMITS: &str = "STRANGER_LIMITS";
+    /// Array of [`BUDGETS`](crate::strangers::BUDGETS) words.
+    pub const STRANGERS: &str = "STRANGERS";
+    /// Array of [`SEEN`](crate::strangers::SEEN) words.
+    pub const SEEN: &str = "SEEN";
 }
 
 /// Entries of each map as built; a loader sizes [`map::ROUTES`], [`map::LIMITS`], [`map::METERS`]

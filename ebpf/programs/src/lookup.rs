@@ -12,9 +12,13 @@ use crate::parse::{ETHERNET_BYTES, Headers, IPV4_BYTES, IPV6_BYTES, Key, UDP_BYT
 
 pub(crate) const CHANNEL_BYTES: usize = 4;
 
-/// A peer's datagram wrapped more often than this may be going round between relays: userspace,
-/// which also knows the other wrapping, decides.
+/// A peer's datagram wrapped more often than this may be going round between relays. Likewise one that
+/// has a Data indication within so many wrappings, whose data lie behind attributes: userspace, which
+/// reads those, decides.
 const MAX_WRAPPINGS: usize = 4;
+
+/// The first two bytes of a Data indication (RFC 8656 §18), as they lie in memory.
+const DATA_INDICATION: u16 = 0x0017_u16.to_be();
 
 /// Longest message whose padding is left out here. No frame is that long; the verifier wants to know.
 const MAX_PADDED_BYTES: u16 = 0x7fff;
@@ -262,7 +266,8 @@ pub(crate) fn is_mapped(address: &[u8; 16]) -> bool {
     words[0] == 0 && words[1] == 0 && words[2] == 0xffff_0000
 }
 
-/// Whether data is ChannelData in ChannelData more often than any two relays would make it.
+/// Whether data is ChannelData in ChannelData more often than any two relays would make it, or may be
+/// when what is inside a Data indication is counted.
 #[inline(always)]
 fn is_nested(frame: Frame, content: &Content) -> bool {
     let at = frame.start + content.offset;
@@ -277,6 +282,9 @@ fn is_nested(frame: Frame, content: &Content) -> bool {
         // SAFETY: five headers' bytes are there.
         let header: u32 = unsafe { load(at + level * CHANNEL_BYTES) };
         let bytes = u16::from_be((header >> 16) as u16) as u32;
+        if header as u16 == DATA_INDICATION {
+            return true;
+        }
         present = present.wrapping_sub(CHANNEL_BYTES as u32);
         if !is_channel(header) || bytes > present || present > (bytes + 3) & !3 {
             return false;

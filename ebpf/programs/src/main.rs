@@ -21,6 +21,7 @@ mod parse;
 mod police;
 mod rewrite;
 mod silence;
+mod strangers;
 
 use aya_ebpf::bindings::xdp_action;
 use aya_ebpf::helpers::bpf_redirect;
@@ -66,9 +67,25 @@ fn relay(ctx: &XdpContext) -> Result<&'static NextHop, Reason> {
     }
     let (headers, mut key) = parse::parse(Frame::of(ctx))?;
     relay_datagram(ctx, &headers, &mut key, settings).map_err(|reason| match reason.fate() {
-        Fate::Passed if silence::is_unheard(ctx, &key, settings) => Reason::Silent,
+        Fate::Passed if silence::is_own(&key, settings) => at_own_address(ctx, &headers, &key, reason),
         Fate::Passed | Fate::Dropped | Fate::Relayed => reason,
     })
+}
+
+/// What becomes of a packet for an address of the relay's that would be passed for `reason`.
+#[inline(always)]
+fn at_own_address(ctx: &XdpContext, headers: &Headers, key: &Key, reason: Reason) -> Reason {
+    // Only what came to a listening port is asked whether it is ChannelData.
+    if reason == Reason::NotChannelData
+        && let Some(refused) = strangers::refuse(Frame::of(ctx), headers, key)
+    {
+        return refused;
+    }
+    if silence::has_socket(ctx, key) {
+        reason
+    } else {
+        Reason::Silent
+    }
 }
 
 #[inline(always)]

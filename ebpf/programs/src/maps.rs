@@ -11,6 +11,7 @@ use towpath_ebpf_common::lease::Lease;
 use towpath_ebpf_common::meter::{IdentityHash, IdentityRecord, Limits, Meter};
 use towpath_ebpf_common::reason::{Count, Reason};
 use towpath_ebpf_common::route::{LocalKey, NextHop, Route, RouteKey, Settings, entries};
+use towpath_ebpf_common::strangers::{self, StrangerLimits};
 
 #[map]
 pub(crate) static ROUTES: HashMap<RouteKey, Route> = HashMap::with_max_entries(entries::ROUTES, 0);
@@ -42,6 +43,16 @@ pub(crate) static METERS: Array<Meter<Word>> =
 #[map]
 static IDENTITIES: HashMap<IdentityHash, IdentityRecord> =
     HashMap::with_max_entries(entries::SLOTS, 0);
+
+#[map]
+pub(crate) static STRANGER_LIMITS: Array<StrangerLimits> =
+    Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+#[map]
+pub(crate) static STRANGERS: Array<Word> = Array::with_max_entries(strangers::BUDGETS, 0);
+
+#[map]
+pub(crate) static SEEN: Array<Word> = Array::with_max_entries(strangers::SEEN, 0);
 
 /// A word of a map that others read and write at the same time.
 #[repr(transparent)]

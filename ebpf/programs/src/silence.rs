@@ -18,14 +18,9 @@ const CURRENT_NAMESPACE: u64 = u64::MAX;
 const IPV4_TUPLE_BYTES: u32 = 12;
 const IPV6_TUPLE_BYTES: u32 = 36;
 
-/// Whether a packet is for an address of the relay's that no socket is bound to.
+/// Whether a packet is for an address of the relay's.
 #[inline(always)]
-pub(crate) fn is_unheard(ctx: &XdpContext, key: &Key, settings: &Settings) -> bool {
-    is_own(key, settings) && !has_socket(ctx, key)
-}
-
-#[inline(always)]
-fn is_own(key: &Key, settings: &Settings) -> bool {
+pub(crate) fn is_own(key: &Key, settings: &Settings) -> bool {
     let relayed = Settings::is_relayed(settings.ports, key.local_port());
     let port = if relayed { 0 } else { (key.0[4] >> 16) as u16 };
     let words: [u32; 5] = [
@@ -40,8 +35,9 @@ fn is_own(key: &Key, settings: &Settings) -> bool {
     LOCALS.get_ptr(local).is_some()
 }
 
+/// Whether a socket is bound to where it is for.
 #[inline(always)]
-fn has_socket(ctx: &XdpContext, key: &Key) -> bool {
+pub(crate) fn has_socket(ctx: &XdpContext, key: &Key) -> bool {
     let ports = key.0[4] as u32;
     if is_mapped(&key.as_route_key().local) {
         let mut tuple: [u32; 3] = [(key.0[1] >> 32) as u32, (key.0[3] >> 32) as u32, ports];

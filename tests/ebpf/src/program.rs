@@ -11,6 +11,7 @@ use towpath_ebpf_common::reason::{Count, Reason};
 use towpath_ebpf_common::route::{
     self, LAYOUT, LocalKey, NextHop, PROGRAM, Route, RouteKey, Settings, Target, flag,
 };
+use towpath_ebpf_common::strangers::StrangerLimits;
 
 /// The program as built by `cargo xtask ebpf`.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../ebpf/dist/towpath.bpf.o");
@@ -195,6 +196,11 @@ impl Program {
     /// Sets what a slot is limited to.
     pub fn set_limits(&mut self, slot: u32, limits: Limits<u64>) -> Result<()> {
         self.set(route::map::LIMITS, slot, limits)
+    }
+
+    /// Sets what strangers are answered.
+    pub fn set_strangers(&mut self, limits: StrangerLimits) -> Result<()> {
+        self.set(route::map::STRANGER_LIMITS, 0, limits)
     }
 
     /// What a slot did.

@@ -517,6 +517,38 @@ fn channel_data_in_channel_data_going_round_is_passed() {
     passes(&mut program, &wrapped(9).to_bytes(), Reason::Nested);
 }
 
+/// Userspace finds what is inside by the attributes; only it can tell whether that goes round.
+#[test]
+fn what_has_a_data_indication_within_its_wrappings_is_userspaces_to_judge() {
+    let Some(mut program) = program() else { return };
+    let wrapped = |times: usize, inner: &[u8]| {
+        let mut data = inner.to_vec();
+        for _ in 0..times {
+            data = channel_data(0x4000, &data, &[]);
+        }
+        Datagram {
+            payload: data,
+            ..datagram(&Shape::plain(Way::ToClient))
+        }
+    };
+    let indication = |kind: u8| {
+        let mut message = vec![0, kind, 0, 40, 0x21, 0x12, 0xa4, 0x42];
+        message.resize(60, 1);
+        message
+    };
+    for times in 0..=4 {
+        let frame = wrapped(times, &indication(0x17)).to_bytes();
+        passes(&mut program, &frame, Reason::Nested);
+        // Another message of STUN is data like any other.
+        is_relayed(&mut program, &wrapped(times, &indication(0x01)).to_bytes());
+    }
+    // Where the wrapping's length is wrong it is no wrapping.
+    let mut frame = wrapped(1, &indication(0x17));
+    frame.payload[3] -= 1;
+    frame.payload[2] = 1;
+    is_relayed(&mut program, &frame.to_bytes());
+}
+
 /// What becomes of a packet when these are the relayed ports.
 fn run(program: &mut Program, ports: u32, frame: &[u8]) -> (Verdict, Reason) {
     let settings = program.settings().expect("the settings");

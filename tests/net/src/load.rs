@@ -50,14 +50,31 @@ impl Source {
         data: &[u8],
         rate_pps: f64,
     ) -> Self {
-        let frame = datagram.frame();
-        let offset = frame
+        Self::of_many(
+            host,
+            interface,
+            std::slice::from_ref(datagram),
+            data,
+            rate_pps,
+        )
+    }
+
+    /// As [`new`](Self::new), with several datagrams of one length in turn.
+    pub fn of_many(
+        host: &Host,
+        interface: &str,
+        datagrams: &[Datagram],
+        data: &[u8],
+        rate_pps: f64,
+    ) -> Self {
+        let frames: Vec<_> = datagrams.iter().map(Datagram::frame).collect();
+        let offset = frames[0]
             .windows(data.len())
             .position(|window| window == data)
             .expect("the datagram carries the data");
         let stream = host.inside(|| {
             let index = sys::interface_index(interface).expect("the interface exists");
-            Stream::new(index, &[frame], offset, 1).expect("root may open a packet socket")
+            Stream::new(index, &frames, offset, 1).expect("root may open a packet socket")
         });
         Self {
             stream,

@@ -8,6 +8,7 @@
 //! It keeps absolute times in ordered maps and searches them; it has no timers.
 
 mod answers;
+mod attempts;
 mod credentials;
 pub mod metering;
 pub mod peers;
@@ -24,6 +25,7 @@ use std::net::{IpAddr, SocketAddr};
 use towpath_proto::Timestamp;
 use towpath_proto::relay::DropReason;
 
+use attempts::Failures;
 use metering::{Metering, Toll};
 
 use crate::stun::{self, Parsed, TransactionId, attribute, kind};
@@ -175,6 +177,7 @@ pub struct Model {
     nonces: BTreeMap<(SocketAddr, Vec<u8>), (Timestamp, Option<Vec<u8>>)>,
     deleted: BTreeSet<(Flow, TransactionId)>,
     reservations: BTreeMap<Vec<u8>, Reservation>,
+    failures: Failures,
     latest: Timestamp,
     totals: Totals,
     metering: Metering,
@@ -198,6 +201,7 @@ pub struct Totals {
 struct Reservation {
     local: SocketAddr,
     user: String,
+    client: IpAddr,
     made: Timestamp,
 }
 
@@ -221,6 +225,7 @@ impl Model {
             nonces: BTreeMap::new(),
             deleted: BTreeSet::new(),
             reservations: BTreeMap::new(),
+            failures: Failures::default(),
             latest: Timestamp::ZERO,
             totals: Totals::default(),
             metering: Metering::default(),

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use towpath_proto::Timestamp;
-use towpath_proto::relay::Relay;
+use towpath_proto::relay::{AttemptLimits, Relay};
 use towpath_proto::slots::Way;
 
 use crate::client::{Client, Plan};
@@ -318,6 +318,9 @@ fn some_relay(dice: &mut Dice) -> RelaySpec {
     spec.limits.max_permissions = *dice.pick(&[2, 5, 256]);
     spec.limits.max_channels = *dice.pick(&[1, 3, 256]);
     spec.limits.allocations_per_user = *dice.pick(&[None, None, Some(2), Some(5)]);
+    spec.limits.allocations_per_network = *dice.pick(&[None, None, Some(3), Some(8)]);
+    spec.limits.allocations_in_total = *dice.pick(&[None, None, Some(6)]);
+    spec.limits.attempts.per_user = *dice.pick(&[1, 2, AttemptLimits::UNLIMITED]);
     spec.faults = some_faults(dice);
     spec
 }

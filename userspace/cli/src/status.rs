@@ -96,6 +96,7 @@ impl Display for Shown<'_> {
                 status.ports_in_use
             ),
         )?;
+        self.quotas(f)?;
         self.traffic(f)?;
         self.requests(f)?;
         for (index, note) in status.notes.iter().enumerate() {
@@ -157,6 +158,29 @@ impl Shown<'_> {
             line(f, name, or_none(&counts))?;
         }
         Ok(())
+    }
+
+    fn quotas(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let quotas = &self.0.quotas;
+        let limit = |limit: Option<u32>| limit.map_or("unlimited".to_owned(), |n| n.to_string());
+        line(
+            f,
+            "quotas",
+            format_args!(
+                "{} of {} in all; {} users, {} each; {} networks, {} each",
+                quotas.allocations,
+                limit(quotas.total),
+                quotas.users,
+                limit(quotas.per_user),
+                quotas.networks,
+                limit(quotas.per_network)
+            ),
+        )?;
+        let refusals = self.0.refusals.iter();
+        let refusals: Vec<_> = refusals
+            .map(|(name, count)| format!("{name}: {count}"))
+            .collect();
+        line(f, "refused by limit", or_none(&refusals))
     }
 
     fn traffic(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -6,6 +6,8 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use towpath_ebpf_common::strangers::StrangerLimits;
+
 /// Where pins are kept unless the configuration names another place.
 pub const PIN_DIRECTORY: &str = "/sys/fs/bpf/towpath";
 
@@ -74,6 +76,8 @@ pub struct KernelConfig {
     pub listeners: Vec<SocketAddr>,
     /// Addresses that relayed ports are on.
     pub relay_addresses: Vec<IpAddr>,
+    /// What strangers are answered, and a random key. The default lifts every limit.
+    pub strangers: StrangerLimits,
     /// Directory on a bpffs that maps and links are pinned under.
     pub pin_directory: PathBuf,
 }
@@ -89,6 +93,7 @@ impl KernelConfig {
             relay_ports: 49_152..=65_535,
             listeners: Vec::new(),
             relay_addresses: Vec::new(),
+            strangers: StrangerLimits::default(),
             pin_directory: Path::new(PIN_DIRECTORY).to_path_buf(),
         }
     }

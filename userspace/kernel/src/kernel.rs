@@ -14,6 +14,7 @@ use aya::programs::links::FdLink;
 use aya::{Ebpf, EbpfLoader};
 use towpath_ebpf_common::reason::{Count, Reason};
 use towpath_ebpf_common::route::{LocalKey, PROGRAM, entries, map};
+use towpath_ebpf_common::strangers::StrangerLimits;
 use towpath_proto::Timestamp;
 
 use crate::attach::{Attached, InterfaceRung, Rung, attach};
@@ -29,6 +30,7 @@ use crate::refusal::{KernelError, Refusal, chain};
 use crate::routes::Routes;
 use crate::settings::SettingsMap;
 use crate::slots::MappedSlots;
+use crate::strangers::StrangersMap;
 use crate::xdp_features::takes_frames;
 
 /// Most peers and routes one process is configured for.
@@ -58,6 +60,7 @@ struct Maps {
     routes: Routes,
     slots: Arc<MappedSlots>,
     settings: Arc<SettingsMap>,
+    strangers: StrangersMap,
     reasons: Reasons,
     locals: Mutex<Locals>,
 }
@@ -265,6 +268,14 @@ impl Kernel {
         maps.set_locals(listeners, relay_addresses)
     }
 
+    /// Limits what strangers are answered from the next packet on. At start the limits are those of the
+    /// configuration.
+    pub fn set_strangers(&self, limits: &StrangerLimits) {
+        if let Some(maps) = &self.maps {
+            maps.strangers.set(limits);
+        }
+    }
+
     /// Why nothing outlives this process; `None` where maps and links are pinned.
     pub fn unpinned(&self) -> Option<&str> {
         self.unpinned.as_deref()
@@ -334,6 +345,7 @@ impl Maps {
             routes: Routes::new(Table::new(fd(ebpf, map::ROUTES)?), config.max_routes),
             slots: Arc::new(slots.map_err(mapping)?),
             settings,
+            strangers: StrangersMap::new(fd(ebpf, map::STRANGER_LIMITS)?).map_err(mapping)?,
             reasons: Reasons::new(Table::new(fd(ebpf, map::REASONS)?))
                 .map_err(|error| Refusal::Io("the CPUs cannot be counted", error))?,
             locals: Mutex::new(Locals {
@@ -358,6 +370,7 @@ impl Maps {
         tracing::debug!(?recovered, "peers' slots");
         self.settings
             .set_ports(*config.relay_ports.start(), *config.relay_ports.end());
+        self.strangers.set(&config.strangers);
         self.set_locals(&config.listeners, &config.relay_addresses)
             .map_err(|error| Refusal::Io("own addresses cannot be written", error))
     }

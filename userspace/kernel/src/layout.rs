@@ -6,6 +6,7 @@ use aya::maps::{MapData, MapError, MapInfo, MapType};
 use towpath_ebpf_common::meter::{FIRST_PEER_SLOT, IdentityHash, IdentityRecord, Limits, Meter};
 use towpath_ebpf_common::reason::{Count, Reason};
 use towpath_ebpf_common::route::{LocalKey, NextHop, Route, RouteKey, Settings, entries, map};
+use towpath_ebpf_common::strangers::{self, StrangerLimits};
 
 use crate::config::KernelConfig;
 
@@ -110,6 +111,15 @@ impl Layout {
                         config.max_peers,
                     ),
                 ),
+                (
+                    map::STRANGER_LIMITS,
+                    array(size_of::<StrangerLimits>(), 1, MMAPABLE),
+                ),
+                (
+                    map::STRANGERS,
+                    array(size_of::<u64>(), strangers::BUDGETS, 0),
+                ),
+                (map::SEEN, array(size_of::<u64>(), strangers::SEEN, 0)),
             ],
         }
     }

@@ -29,6 +29,7 @@ mod refusal;
 mod routes;
 mod settings;
 mod slots;
+mod strangers;
 mod xdp_features;
 
 pub use attach::{InterfaceRung, Rung};

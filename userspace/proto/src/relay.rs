@@ -6,27 +6,35 @@
 //!   relayed port ── anything ───────▶ turn::server::data ──▶ listener         answered in place
 //! ```
 
+mod attempts;
 mod config;
 mod counters;
 mod event;
 mod outbox;
+mod quota;
 mod request;
 mod rest;
 mod shared;
 mod strangers;
 mod users;
 
+pub use attempts::AttemptLimits;
 pub use config::{RelayAddress, RelayConfig, RelayConfigError, RelayLimits};
 pub use counters::{Counter, DropReason, ERROR_CODES, RelayCounters, RequestKind};
 pub use event::{
-    AllocationOwner, EndReason, Notice, PortError, RelayCommand, RelayEvent, RouteTarget, Traffic,
+    AllocationOwner, EndReason, Metered, Notice, PortError, RelayCommand, RelayEvent, RouteTarget,
+    Traffic,
 };
+pub use quota::{Quota, QuotaUse, Quotas};
 pub use rest::{RestName, RestSecret, RestSecretError};
 pub use shared::RelayShared;
 pub use strangers::StrangerLimits;
 pub use users::{Credential, User, Users};
 
+pub use crate::turn::server::NewPeers;
+
 pub(crate) use outbox::MAX_ANSWER_BYTES;
+pub(crate) use quota::Network;
 pub(crate) use request::{Endpoint, Envelope, Refusal, Request};
 pub(crate) use shared::Reservation;
 
@@ -49,7 +57,6 @@ use crate::turn::server::{Allocations, Deleted, Relayed, Routes, is_in_a_loop};
 use crate::wire::{Class, Kind, Message, Method, ParseError, classify};
 use crate::{Machine, Timestamp, WallClock};
 use outbox::Outbox;
-use strangers::Strangers;
 
 /// Notices wait here up to this many; further ones are counted and lost.
 const MAX_COMMANDS_WITH_NOTICES: usize = 4096;
@@ -79,7 +86,8 @@ pub struct Relay {
     /// Tokens of reserved ports by the end of their time.
     pub(crate) reserved: VecDeque<(Timestamp, [u8; 8])>,
     pub(crate) outbox: Outbox,
-    pub(crate) strangers: Strangers,
+    /// The limits on strangers as they are charged.
+    stranger_paces: towpath_ebpf_common::strangers::StrangerLimits,
     pub(crate) commands: VecDeque<RelayCommand>,
     pub(crate) routes: Routes,
     pub(crate) draining: bool,
@@ -115,7 +123,7 @@ impl Relay {
             nonces: NonceKey::new(&config.nonce_secret),
             clock: None,
             allocations: Allocations::new(&mut rng),
-            strangers: Strangers::new(&mut rng),
+            stranger_paces: shared.strangers().paces(&config.limits.strangers),
             rng,
             ports_in_all: pools.iter().map(PortPool::len).sum(),
             pools,
@@ -238,6 +246,7 @@ impl Relay {
         };
         config.users.prepare(&config.realm);
         self.policy = PeerPolicy::new(&config);
+        self.stranger_paces = self.shared.strangers().paces(&config.limits.strangers);
         self.config = Arc::new(config);
         self.judge_all_again();
     }

@@ -25,10 +25,11 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use towpath_proto::access::AccessRules;
-use towpath_proto::relay::{Credential, RelayAddress, RestSecret};
+use towpath_proto::relay::{Credential, RelayAddress, RelayLimits, RestSecret};
 
 pub use check::{
     DEFAULT_PINS, MAX_KERNEL_PEERS, MAX_KERNEL_ROUTES, MAX_PREFIXES, MAX_SHARDS, MAX_USERS, REALM,
+    default_relay_limits,
 };
 pub use credential::{SecretError, UserSecret, credential};
 pub use document::{ENVIRONMENT_PREFIX, MAX_FILE_BYTES, Origin};
@@ -78,6 +79,8 @@ pub struct RelaySection {
     pub shards: u16,
     /// Which driver carries the packets.
     pub driver: DriverChoice,
+    /// Whether answers to users say which program and version this is.
+    pub software: bool,
 }
 
 /// The `[auth]` section.
@@ -148,6 +151,8 @@ pub struct LimitsSection {
     pub users: BTreeMap<String, LimitChange>,
     /// Whether limits set while the server runs outlive the machine's restart.
     pub persist: bool,
+    /// What clients can make the relay keep, and what strangers are answered.
+    pub relay: RelayLimits,
 }
 
 impl Default for LimitsSection {
@@ -158,6 +163,7 @@ impl Default for LimitsSection {
             classes: ClassWeights::default(),
             users: BTreeMap::new(),
             persist: false,
+            relay: default_relay_limits(),
         }
     }
 }

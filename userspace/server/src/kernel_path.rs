@@ -48,6 +48,7 @@ impl KernelPath {
             relay_ports: relay.port_range.clone(),
             listeners,
             relay_addresses,
+            strangers: relay.limits.strangers.paces(rand::random()),
             pin_directory: section.pins.clone(),
         })?;
         let slots: Arc<dyn Slots> = match kernel.slots() {

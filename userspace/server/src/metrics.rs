@@ -14,7 +14,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 use towpath_engine::Counter;
 use towpath_proto::common::reason::{Count, Fate};
-use towpath_proto::relay::{DropReason, ERROR_CODES, RequestKind};
+use towpath_proto::relay::{DropReason, ERROR_CODES, Quota, RequestKind};
 
 use crate::limits::{DirectionTotal, DirectionTotals, LimitKeeper, Totals};
 use crate::vitals::{ShardVitals, VERSION, Vitals};
@@ -93,6 +93,7 @@ impl Collector for ServerCollector {
         out.server()?;
         out.traffic()?;
         out.allocations()?;
+        out.quotas()?;
         out.requests()?;
         out.drops()?;
         out.kernel()?;
@@ -172,6 +173,52 @@ impl Out<'_, '_> {
         self.shard_counter("allocations_made", "Allocations made", |shard| {
             shard.relay.allocations_made.value()
         })
+    }
+
+    fn quotas(&mut self) -> fmt::Result {
+        let in_use = self.vitals.shared.quotas().in_use();
+        for (name, help, value) in [
+            (
+                "quota_allocations",
+                "Allocations and reserved ports, as quotas count them",
+                in_use.allocations,
+            ),
+            ("quota_users", "Users who have allocations", in_use.users),
+            (
+                "quota_networks",
+                "Networks (/24 or /56) whose clients have allocations",
+                in_use.networks,
+            ),
+        ] {
+            self.gauge(name, help, value.into())?;
+        }
+        let limits = &self.vitals.relay.limits;
+        let limits = [
+            ("user", limits.allocations_per_user),
+            ("network", limits.allocations_per_network),
+            ("total", limits.allocations_in_total),
+        ];
+        self.family(
+            "quota_limit",
+            "Allocations that one user, one network and all may have; none where unlimited",
+            MetricType::Gauge,
+            |mut encoder| {
+                for (of, limit) in limits {
+                    let Some(limit) = limit else { continue };
+                    ConstGauge::new(i64::from(limit))
+                        .encode(encoder.encode_family(&[("of", of)])?)?;
+                }
+                Ok(())
+            },
+        )?;
+        let quotas = Quota::ALL.map(|quota| (quota, quota.name()));
+        self.labelled(
+            "refusals",
+            "Requests and datagrams refused because of a limit",
+            "limit",
+            &quotas,
+            |shard, quota| shard.relay.refusals(quota).value(),
+        )
     }
 
     fn requests(&mut self) -> fmt::Result {

@@ -6,9 +6,7 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 use towpath_engine::{Driver, EngineConfig};
-use towpath_proto::relay::{
-    Credential, RelayAddress, RelayConfig, RelayConfigError, RelayLimits, Users,
-};
+use towpath_proto::relay::{Credential, RelayAddress, RelayConfig, RelayConfigError, Users};
 
 use crate::config::{Config, ConfigErrors, DriverChoice, MAX_SHARDS, Placed, Problem};
 use crate::host::{self, Host};
@@ -111,7 +109,7 @@ impl Plan {
         }
         let relay = RelayConfig {
             realm: config.relay.realm.clone(),
-            software: Some(SOFTWARE.to_owned()),
+            software: config.relay.software.then(|| SOFTWARE.to_owned()),
             listeners: listeners.clone(),
             relay_addresses,
             own_addresses: host.addresses.clone(),
@@ -119,7 +117,7 @@ impl Plan {
             shards,
             users,
             access: config.access.clone(),
-            limits: RelayLimits::default(),
+            limits: config.limits.relay.clone(),
             offload: false,
             nonce_secret,
         };
@@ -147,6 +145,12 @@ impl Plan {
         let relay = Arc::make_mut(&mut self.relay);
         relay.offload = offload;
         relay.limits.max_routes = (max_routes / u32::from(relay.shards)).max(2);
+        if offload {
+            // The program keeps the total for what comes by it, and picks who is answered: twice as much
+            // lets that pass whole, and bounds what comes by other ways.
+            let strangers = &mut relay.limits.strangers;
+            strangers.in_total = strangers.in_total.saturating_mul(2);
+        }
     }
 
     /// How many relayed ports there can be at a time.

@@ -346,6 +346,7 @@ fn start_engine(
         started,
         started_at: SystemTime::now(),
         relay: Arc::clone(&plan.relay),
+        shared,
         shards,
         driver: config.relay.driver,
         report: engine.report().clone(),

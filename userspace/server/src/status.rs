@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 use towpath_proto::common::reason;
-use towpath_proto::relay::{DropReason, ERROR_CODES, RequestKind};
+use towpath_proto::relay::{DropReason, ERROR_CODES, Quota, QuotaUse, RequestKind};
 
 use crate::limits::{LimitKeeper, SlotView};
 use crate::units::Rate;
@@ -54,6 +54,10 @@ pub struct Status {
     pub ports_in_use: u64,
     /// Relayed ports there can be.
     pub ports: u64,
+    /// What there is of what quotas limit.
+    pub quotas: QuotaStatus,
+    /// Requests and datagrams refused because of a limit; limits without any are left out.
+    pub refusals: BTreeMap<String, u64>,
     /// What was relayed.
     pub relayed: RelayedStatus,
     /// What is relayed per second.
@@ -184,6 +188,23 @@ pub struct RelayAddressStatus {
     pub public: IpAddr,
 }
 
+/// What there is of what quotas limit, over all shards; `None` is no limit.
+#[derive(Clone, Copy, Serialize, Deserialize, Debug)]
+pub struct QuotaStatus {
+    /// Allocations, and ports reserved for one.
+    pub allocations: u32,
+    /// How many there may be.
+    pub total: Option<u32>,
+    /// Users who have any.
+    pub users: u32,
+    /// How many one may have.
+    pub per_user: Option<u32>,
+    /// Networks (/24 of IPv4, /56 of IPv6) whose clients have any.
+    pub networks: u32,
+    /// How many those of one may have.
+    pub per_network: Option<u32>,
+}
+
 /// Packets and payload bytes in both directions.
 #[derive(Clone, Copy, Serialize, Deserialize, Debug)]
 pub struct RelayedStatus {
@@ -286,6 +307,8 @@ impl Status {
             allocations_made: vitals.sum(|shard| shard.relay.allocations_made.value()),
             ports_in_use: vitals.ports_in_use(),
             ports: vitals.relayed_ports,
+            quotas: quotas(vitals),
+            refusals: refusals(vitals),
             relayed: RelayedStatus {
                 packets_to_peers,
                 bytes_to_peers,
@@ -399,6 +422,34 @@ fn errors(vitals: &Vitals) -> BTreeMap<u16, u64> {
         .into_iter()
         .map(|code| (code, count(code)))
         .filter(|(_, n)| *n > 0)
+        .collect()
+}
+
+fn quotas(vitals: &Vitals) -> QuotaStatus {
+    let QuotaUse {
+        allocations,
+        users,
+        networks,
+    } = vitals.shared.quotas().in_use();
+    let limits = &vitals.relay.limits;
+    QuotaStatus {
+        allocations,
+        total: limits.allocations_in_total,
+        users,
+        per_user: limits.allocations_per_user,
+        networks,
+        per_network: limits.allocations_per_network,
+    }
+}
+
+fn refusals(vitals: &Vitals) -> BTreeMap<String, u64> {
+    Quota::ALL
+        .into_iter()
+        .map(|quota| {
+            let count = vitals.sum(|shard| shard.relay.refusals(quota).value());
+            (quota.name().to_owned(), count)
+        })
+        .filter(|(_, count)| *count > 0)
         .collect()
 }
 

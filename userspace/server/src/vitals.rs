@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use towpath_engine::{Counter, EngineCounters, Report};
-use towpath_proto::relay::{RelayConfig, RelayCounters};
+use towpath_proto::relay::{RelayConfig, RelayCounters, RelayShared};
 
 use crate::config::DriverChoice;
 use crate::kernel_path::KernelPath;
@@ -18,6 +18,7 @@ pub(crate) struct Vitals {
     pub(crate) started: Instant,
     pub(crate) started_at: SystemTime,
     pub(crate) relay: Arc<RelayConfig>,
+    pub(crate) shared: Arc<RelayShared>,
     pub(crate) shards: Vec<ShardVitals>,
     pub(crate) driver: DriverChoice,
     pub(crate) report: Report,

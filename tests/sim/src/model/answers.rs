@@ -116,6 +116,7 @@ impl Model {
             let reservation = Reservation {
                 local,
                 user: user.clone(),
+                client: flow.client.ip(),
                 made: since,
             };
             self.reservations.insert(token.to_vec(), reservation);

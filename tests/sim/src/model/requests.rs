@@ -81,10 +81,23 @@ impl Judgement {
 
 impl Model {
     pub(super) fn request(&mut self, now: Timestamp, flow: Flow, request: Parsed) -> Expectation {
-        use DropReason::{AnswerTooLong, TooManyRequests, UnexpectedMessage, UnknownAttribute};
-        const STRANGER: &[DropReason] = &[TooManyRequests, AnswerTooLong];
+        use DropReason::{
+            AnswerTooLong, TooManyFromNetwork, TooManyInAll, TooManyRequests, UnexpectedMessage,
+            UnknownAttribute,
+        };
+        const STRANGER: &[DropReason] = &[
+            TooManyRequests,
+            TooManyFromNetwork,
+            TooManyInAll,
+            AnswerTooLong,
+        ];
         if request.kind & 0x110 != 0 {
             return vec![Alternative::Drop(&[UnexpectedMessage, UnknownAttribute])];
+        }
+        if let Sender::Nobody(codes) = self.sender(now, flow, &request)
+            && codes.contains(&401)
+        {
+            self.failures.note(now, flow, &request);
         }
         let mut judgement = match request.kind {
             kind::BINDING => {
@@ -99,7 +112,12 @@ impl Model {
                 self.judge_authenticated(now, flow, &request, STRANGER)
             }
             _ => Judgement {
-                silence: Some(&[UnexpectedMessage, TooManyRequests]),
+                silence: Some(&[
+                    UnexpectedMessage,
+                    TooManyRequests,
+                    TooManyFromNetwork,
+                    TooManyInAll,
+                ]),
                 ..Judgement::refused([400, 401])
             },
         };
@@ -143,12 +161,18 @@ impl Model {
             judgement.success = false;
             judgement.opening = false;
         }
-        if !stale {
+        let mut codes = BTreeSet::new();
+        codes.extend(stale.then_some(438));
+        codes.extend(
+            self.may_be_locked_out(now, flow, request, &user)
+                .then_some(401),
+        );
+        if codes.is_empty() {
             return judgement;
         }
         let refused = Judgement {
             silence: Some(stranger),
-            ..Judgement::refused([438])
+            ..Judgement::refused(codes)
         };
         judgement.or(refused)
     }
@@ -314,14 +338,34 @@ impl Model {
             judgement = judgement.or_code(508);
         }
         // A reserved port was counted when it was reserved.
-        let limit = self.rules.allocations_per_user;
-        if let Some(limit) = limit.filter(|_| token.is_none()) {
+        if token.is_none() {
             let asked = 1 + usize::from(pair);
-            let (least, most) = self.counted_for(now, user);
-            if most + asked > limit {
-                judgement = judgement.or_code(486);
-                judgement.opening &= least + asked <= limit;
-            }
+            let network = network(flow.client.ip());
+            let rules = &self.rules;
+            judgement = self.judge_quota(
+                now,
+                asked,
+                judgement,
+                486,
+                rules.allocations_per_user,
+                |of, _| of == user,
+            );
+            judgement = self.judge_quota(
+                now,
+                asked,
+                judgement,
+                486,
+                rules.allocations_per_network,
+                |_, ip| self::network(ip) == network,
+            );
+            judgement = self.judge_quota(
+                now,
+                asked,
+                judgement,
+                508,
+                rules.allocations_in_total,
+                |_, _| true,
+            );
         }
         judgement
     }
@@ -387,13 +431,39 @@ impl Model {
         shard_of(self.rules.steering_key, flow.client, self.rules.shards)
     }
 
-    /// How many ports a user has at least and at most: those of allocations, and reserved ones.
-    fn counted_for(&self, now: Timestamp, user: &str) -> (usize, usize) {
-        let of_user = |allocation: &&Allocation| allocation.user == user;
-        let made = self.allocations.values().filter(of_user).count();
+    /// A quota's part in the judgement of a request that asks for so many ports.
+    fn judge_quota(
+        &self,
+        now: Timestamp,
+        asked: usize,
+        judgement: Judgement,
+        code: u16,
+        limit: Option<usize>,
+        counts: impl Fn(&str, IpAddr) -> bool,
+    ) -> Judgement {
+        let (least, most) = self.counted(now, counts);
+        match limit {
+            Some(limit) if most + asked > limit => {
+                let opening = judgement.opening && least + asked <= limit;
+                Judgement {
+                    opening,
+                    ..judgement.or_code(code)
+                }
+            }
+            Some(_) | None => judgement,
+        }
+    }
+
+    /// How many ports there are at least and at most, of those users and clients that are asked about:
+    /// those of allocations, and reserved ones.
+    fn counted(&self, now: Timestamp, counts: impl Fn(&str, IpAddr) -> bool) -> (usize, usize) {
+        let counted =
+            |(flow, allocation): &(&Flow, &Allocation)| counts(&allocation.user, flow.client.ip());
+        let made = self.allocations.iter().filter(counted).count();
         let reserved = |longest: Duration| {
             let kept = |reservation: &&Reservation| {
-                reservation.user == user && now.saturating_since(reservation.made) < longest
+                counts(&reservation.user, reservation.client)
+                    && now.saturating_since(reservation.made) < longest
             };
             self.reservations.values().filter(kept).count()
         };
@@ -599,6 +669,14 @@ impl Model {
         } else {
             judgement
         }
+    }
+}
+
+/// The /24 or /56 of a client.
+fn network(ip: IpAddr) -> (bool, u128) {
+    match ip {
+        IpAddr::V4(ip) => (true, u128::from(u32::from(ip) / 256)),
+        IpAddr::V6(ip) => (false, u128::from(ip) >> 72),
     }
 }
 

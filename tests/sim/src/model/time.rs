@@ -40,6 +40,12 @@ pub struct Rules {
     pub max_channels: usize,
     /// Allocations of one user.
     pub allocations_per_user: Option<usize>,
+    /// Allocations of one network's clients.
+    pub allocations_per_network: Option<usize>,
+    /// Allocations of everybody.
+    pub allocations_in_total: Option<usize>,
+    /// Failed logins per second of one user at one address.
+    pub attempts_per_user: u32,
     /// Lifetime of an allocation that asks for none.
     pub default_lifetime: Duration,
     /// Longest lifetime that is granted.

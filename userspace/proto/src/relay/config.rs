@@ -6,10 +6,12 @@ use std::time::Duration;
 
 use thiserror::Error;
 
+use super::attempts::AttemptLimits;
 use super::strangers::StrangerLimits;
 use super::users::Users;
 use crate::access::AccessRules;
 use crate::auth::LONGEST_REALM_BYTES;
+use crate::turn::server::NewPeers;
 
 /// Everything a [`Relay`](super::Relay) is told from outside.
 #[derive(Clone, Debug)]
@@ -188,10 +190,16 @@ pub struct RelayLimits {
     /// Allocations of one user over all shards, ports that wait reserved for another one included;
     /// `None` for no limit. One with a relayed address of each family is one.
     pub allocations_per_user: Option<u32>,
+    /// Likewise, of the clients of one /24 of IPv4 or /56 of IPv6.
+    pub allocations_per_network: Option<u32>,
+    /// Likewise, of everybody.
+    pub allocations_in_total: Option<u32>,
     /// Permissions of one allocation.
     pub max_permissions: u16,
     /// Channels of one allocation.
     pub max_channels: u16,
+    /// How fast one allocation may come by new peers.
+    pub new_peers: NewPeers,
     /// Lifetime of an allocation that asks for none.
     pub default_lifetime: Duration,
     /// Longest lifetime that is granted.
@@ -201,6 +209,8 @@ pub struct RelayLimits {
     pub max_routes: u32,
     /// Answers to whoever has not authenticated.
     pub strangers: StrangerLimits,
+    /// Failed logins.
+    pub attempts: AttemptLimits,
 }
 
 impl RelayLimits {
@@ -226,6 +236,14 @@ impl RelayLimits {
             Some("max_channels")
         } else if self.allocations_per_user == Some(0) {
             Some("allocations_per_user")
+        } else if self.allocations_per_network == Some(0) {
+            Some("allocations_per_network")
+        } else if self.allocations_in_total == Some(0) {
+            Some("allocations_in_total")
+        } else if self.new_peers.per_second == 0 || self.new_peers.at_once == 0 {
+            Some("new_peers")
+        } else if self.attempts.per_user == 0 || self.attempts.per_source == 0 {
+            Some("attempts")
         } else if self.strangers.per_source == 0 {
             Some("strangers.per_source")
         } else if self.strangers.per_network == 0 {
@@ -244,12 +262,16 @@ impl Default for RelayLimits {
         Self {
             max_allocations: 1 << 20,
             allocations_per_user: None,
+            allocations_per_network: None,
+            allocations_in_total: None,
             max_permissions: 256,
             max_channels: 256,
+            new_peers: NewPeers::default(),
             max_routes: 1 << 17,
             default_lifetime: Duration::from_secs(600),
             max_lifetime: Duration::from_secs(3600),
             strangers: StrangerLimits::default(),
+            attempts: AttemptLimits::default(),
         }
     }
 }

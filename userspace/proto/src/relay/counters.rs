@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::quota::Quota;
+
 /// A number that only grows, with one writer.
 ///
 /// The writer loads and stores, which costs no locked instruction; readers see each value whole.
@@ -68,6 +70,7 @@ pub struct RelayCounters {
     successes: [Counter; RequestKind::ALL.len()],
     errors: [Counter; ERROR_CODES.len()],
     drops: [Counter; DropReason::ALL.len()],
+    refusals: [Counter; Quota::ALL.len()],
 }
 
 impl RelayCounters {
@@ -90,6 +93,11 @@ impl RelayCounters {
         self.errors(code)
             .expect("a relay sends the codes of ERROR_CODES only")
             .increment();
+    }
+
+    /// Times that a request or a datagram was refused because of this limit.
+    pub fn refusals(&self, quota: Quota) -> &Counter {
+        &self.refusals[quota as usize]
     }
 
     /// Datagrams dropped for this reason.
@@ -198,8 +206,14 @@ drop_reasons! {
     OutputFull => "output_full",
     /// A retransmitted Allocate whose relayed port is still being opened.
     StillOpening => "still_opening",
-    /// The sender, its network or everybody together asked more than strangers may.
+    /// The sender asked more than strangers may.
     TooManyRequests => "too_many_requests",
+    /// The sender's network asked more than strangers of one network may.
+    TooManyFromNetwork => "too_many_from_network",
+    /// Everybody together asked more than strangers may.
+    TooManyInAll => "too_many_in_all",
+    /// A Send indication to one more new peer than its allocation may have now.
+    TooManyNewPeers => "too_many_new_peers",
     /// Data over the limit of the user, of its class, or of the relay as a whole.
     OverLimit => "over_limit",
 }
@@ -222,6 +236,19 @@ mod tests {
                     .iter()
                     .all(|other| other.name() != reason.name())
             );
+        }
+    }
+
+    #[test]
+    fn every_quota_has_its_own_counter_and_name() {
+        let counters = RelayCounters::default();
+        for (index, quota) in Quota::ALL.into_iter().enumerate() {
+            counters.refusals(quota).add(index as u64 + 1);
+            let earlier = &Quota::ALL[..index];
+            assert!(earlier.iter().all(|other| other.name() != quota.name()));
+        }
+        for (index, quota) in Quota::ALL.into_iter().enumerate() {
+            assert_eq!(counters.refusals(quota).value(), index as u64 + 1);
         }
     }
 

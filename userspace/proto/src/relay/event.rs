@@ -148,9 +148,22 @@ pub enum Notice {
         owner: AllocationOwner,
         /// Why it ended.
         reason: EndReason,
-        /// What it relayed.
+        /// How long it was there.
+        lasted: Duration,
+        /// What it relayed through the machine.
         traffic: Traffic,
+        /// What its user sent and received meanwhile on every path, the kernel's included.
+        metered: Metered,
     },
+}
+
+/// What a user sent and received, by all its allocations together: payload bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Metered {
+    /// Bytes to peers.
+    pub up_bytes: u64,
+    /// Bytes from peers.
+    pub down_bytes: u64,
 }
 
 /// Whose an allocation is and where.

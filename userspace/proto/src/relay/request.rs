@@ -138,7 +138,8 @@ impl Relay {
             clock: self.clock,
             known,
         };
-        match gate.check(now, &request.message, request.from.client) {
+        let outcome = gate.check(now, &request.message, request.from.client);
+        match self.judge_attempt(now, request, outcome) {
             Ok(sender) => Some(sender),
             Err(code) => {
                 self.challenge(now, request, code);
@@ -155,20 +156,10 @@ impl Relay {
         user.identity(&self.config.realm, from.client, server)
     }
 
-    /// Whether a stranger may be answered once more; counts where not.
-    pub(crate) fn admits_stranger(&mut self, now: Timestamp, request: &Request<'_>) -> bool {
-        let limits = &self.config.limits.strangers;
-        let admitted = self.strangers.admit(now, request.from.client.ip(), limits);
-        if !admitted {
-            self.counters.drops(DropReason::TooManyRequests).increment();
-        }
-        admitted
-    }
-
     /// Refuses a stranger. What makes the answer too long is left off: first the reason phrase, then,
     /// where that may be, the offer.
     fn challenge(&mut self, now: Timestamp, request: &Request<'_>, code: Code) {
-        if !self.admits_stranger(now, request) {
+        if !self.admits_stranger(now, request.from) {
             return;
         }
         let envelope = request.stranger_envelope();

@@ -4,20 +4,28 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::Sha256;
+
+use super::attempts::Attempts;
 use super::config::RelayConfig;
+use super::quota::{Network, Quotas};
+use super::strangers::Strangers;
 use crate::Timestamp;
 use crate::machine::ShardId;
 use crate::slots::{MemorySlots, Slots};
 
-/// Which relayed ports are in use, over all shards, how many ports each user has, those that
-/// EVEN-PORT reserved, and the peers' slots.
+/// Which relayed ports are in use, over all shards, how many allocations there are and whose, the ports
+/// that EVEN-PORT reserved, what strangers were answered, who failed to log in, and the peers' slots.
 ///
-/// The packet path reads the port bits and charges the slots. The rest is behind locks that are taken when an
-/// allocation is made or ends, and only where a limit per user or a reservation is concerned.
+/// The packet path reads the port bits and charges the slots. Strangers and failed logins are words that
+/// are charged without a lock. The rest is behind locks that are taken when an allocation is made or ends.
 #[derive(Debug)]
 pub struct RelayShared {
     live: Vec<PortBits>,
-    users: Mutex<HashMap<Arc<str>, u32>>,
+    quotas: Quotas,
+    strangers: Strangers,
+    attempts: Attempts,
     reservations: Mutex<HashMap<[u8; 8], Reservation>>,
     returned: Vec<Returned>,
     slots: Arc<dyn Slots>,
@@ -30,8 +38,8 @@ pub(crate) struct Reservation {
     pub(crate) address: u8,
     pub(crate) port: u16,
     pub(crate) user: Arc<str>,
-    /// Whether it counts as one of the user's allocations, for a limit on them.
-    pub(crate) counted_for_user: bool,
+    /// The client's network that it counts for.
+    pub(crate) network: Network,
     pub(crate) expires: Timestamp,
 }
 
@@ -64,7 +72,9 @@ impl RelayShared {
                 .iter()
                 .map(|_| PortBits::new())
                 .collect(),
-            users: Mutex::default(),
+            quotas: Quotas::default(),
+            strangers: Strangers::new(&config.nonce_secret),
+            attempts: Attempts::new(&config.nonce_secret),
             reservations: Mutex::default(),
             returned: (0..config.shards).map(|_| Returned::default()).collect(),
         }
@@ -93,27 +103,19 @@ impl RelayShared {
         }
     }
 
-    /// Counts `count` more ports of `user`, or none where there would be more than `limit`.
-    pub(crate) fn charge_user(&self, user: &Arc<str>, count: u32, limit: u32) -> bool {
-        let mut users = lock(&self.users);
-        let charged = users.get(user).copied().unwrap_or(0).saturating_add(count);
-        let granted = charged <= limit;
-        if granted {
-            users.insert(Arc::clone(user), charged);
-        }
-        granted
+    /// How many allocations there are, and whose.
+    pub fn quotas(&self) -> &Quotas {
+        &self.quotas
     }
 
-    /// Takes back what [`charge_user`](Self::charge_user) counted, or a part of it.
-    pub(crate) fn release_user(&self, user: &Arc<str>, count: u32) {
-        let mut users = lock(&self.users);
-        let Some(charged) = users.get_mut(user) else {
-            return;
-        };
-        *charged = charged.saturating_sub(count);
-        if *charged == 0 {
-            users.remove(user);
-        }
+    /// What strangers were answered.
+    pub(crate) fn strangers(&self) -> &Strangers {
+        &self.strangers
+    }
+
+    /// Who failed to log in.
+    pub(crate) fn attempts(&self) -> &Attempts {
+        &self.attempts
     }
 
     /// Keeps a port under a token; `false` where there are too many.
@@ -172,7 +174,16 @@ impl RelayShared {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+/// A key for one purpose, which tells nothing about the secret or the keys for others.
+pub(super) fn derived_key(secret: &[u8; 32], purpose: &str) -> [u64; 2] {
+    let mut mac = Hmac::<Sha256>::new_from_slice(secret).expect("HMAC takes keys of any length");
+    mac.update(purpose.as_bytes());
+    let bytes = mac.finalize().into_bytes();
+    let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|byte| bytes[at + byte]));
+    [word(0), word(8)]
+}
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

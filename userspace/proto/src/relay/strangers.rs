@@ -1,168 +1,115 @@
 //! How much strangers are answered: Binding responses and refusals before authentication.
 //!
 //! Somebody may forge a victim's address into such requests, so what leaves towards one address, one
-//! network and in all is bounded. The memory is fixed: sources fall into slots by a keyed hash and
-//! share the budget of their slot.
+//! network and in all is bounded, over all shards together. The arithmetic is
+//! [`towpath_ebpf_common::strangers`]', which the kernel's program does too.
 
-use std::net::IpAddr;
-use std::time::Duration;
+use std::sync::OnceLock;
+use std::sync::atomic::AtomicU64;
 
-use ahash::RandomState;
-use rand_chacha::rand_core::Rng;
+use towpath_ebpf_common::route::mapped;
+use towpath_ebpf_common::strangers::{self, Admission, BUDGETS, SEEN, Source, Table};
 
+use super::shared::derived_key;
+use super::{DropReason, Endpoint, Relay};
 use crate::Timestamp;
 
-/// Answers to strangers per second and shard. [`StrangerLimits::UNLIMITED`] lifts a limit.
+/// Answers to strangers per second, over all shards. [`StrangerLimits::UNLIMITED`] lifts a limit.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct StrangerLimits {
     /// To one address.
     pub per_source: u32,
     /// To one /24 of IPv4 or /56 of IPv6.
     pub per_network: u32,
-    /// To everybody.
+    /// To everybody who has no allocation; one half of it is kept for those who asked before.
     pub in_total: u32,
 }
 
 impl StrangerLimits {
     /// No limit.
     pub const UNLIMITED: u32 = u32::MAX;
+
+    /// As both sides of the kernel's border read it, with a random key.
+    pub fn paces(&self, key: [u64; 2]) -> strangers::StrangerLimits {
+        let limit = |rate| (rate != Self::UNLIMITED).then_some(rate);
+        strangers::StrangerLimits::new(
+            key,
+            limit(self.per_source),
+            limit(self.per_network),
+            limit(self.in_total),
+        )
+    }
 }
 
 impl Default for StrangerLimits {
     fn default() -> Self {
         Self {
-            per_source: 10_000,
-            per_network: 20_000,
+            per_source: 2000,
+            per_network: 10_000,
             in_total: 100_000,
         }
     }
 }
 
-/// What may be answered at once after a pause.
-const BURST: Duration = Duration::from_secs(4);
-
-const SLOTS: usize = 4096;
-
-/// The budgets of a shard. Each is the time at which it would be full again (GCRA).
+/// The budgets of all shards, and who was refused lately.
 #[derive(Debug)]
 pub(crate) struct Strangers {
-    hasher: RandomState,
-    sources: Box<[Timestamp; SLOTS]>,
-    networks: Box<[Timestamp; SLOTS]>,
-    all: Timestamp,
+    key: [u64; 2],
+    budgets: Box<[AtomicU64]>,
+    /// Three megabytes that are taken when the total is reached for the first time.
+    seen: OnceLock<Box<[AtomicU64]>>,
 }
 
 impl Strangers {
-    pub(crate) fn new(rng: &mut impl Rng) -> Self {
-        let mut seed = || rng.next_u64();
+    pub(crate) fn new(secret: &[u8; 32]) -> Self {
         Self {
-            hasher: RandomState::with_seeds(seed(), seed(), seed(), seed()),
-            sources: Box::new([Timestamp::ZERO; SLOTS]),
-            networks: Box::new([Timestamp::ZERO; SLOTS]),
-            all: Timestamp::ZERO,
+            key: derived_key(secret, "strangers"),
+            budgets: words(BUDGETS),
+            seen: OnceLock::new(),
         }
     }
 
-    /// Charges one answer to `client` to all its budgets, or to none and says no.
-    pub(crate) fn admit(
-        &mut self,
-        now: Timestamp,
-        client: IpAddr,
-        limits: &StrangerLimits,
-    ) -> bool {
-        let (source, network) = match client {
-            IpAddr::V4(v4) => (u128::from(v4.to_bits()), u128::from(v4.to_bits() >> 8)),
-            IpAddr::V6(v6) => (v6.to_bits(), v6.to_bits() >> 72),
-        };
-        let source = &mut self.sources[self.hasher.hash_one(source) as usize % SLOTS];
-        let network = &mut self.networks[self.hasher.hash_one(network) as usize % SLOTS];
-        let budgets = [
-            (source, limits.per_source),
-            (network, limits.per_network),
-            (&mut self.all, limits.in_total),
-        ];
-        let charged = |full_at: Timestamp, rate: u32| {
-            let interval = Duration::from_secs(1) / rate.max(1);
-            let full_at = full_at.max(now) + interval;
-            (rate == StrangerLimits::UNLIMITED || full_at.saturating_since(now) <= BURST)
-                .then_some(full_at)
-        };
-        let admitted = budgets
-            .iter()
-            .all(|(full_at, rate)| charged(**full_at, *rate).is_some());
-        if admitted {
-            for (full_at, rate) in budgets {
-                *full_at = charged(*full_at, rate).unwrap_or(*full_at);
-            }
-        }
-        admitted
+    /// The limits with the key of these budgets.
+    pub(crate) fn paces(&self, limits: &StrangerLimits) -> strangers::StrangerLimits {
+        limits.paces(self.key)
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use rand_chacha::ChaCha12Rng;
-    use rand_chacha::rand_core::SeedableRng;
+impl Table for Strangers {
+    type Word = AtomicU64;
 
-    use super::*;
-
-    const LIMITS: StrangerLimits = StrangerLimits {
-        per_source: 10,
-        per_network: 20,
-        in_total: 1000,
-    };
-
-    fn strangers() -> Strangers {
-        Strangers::new(&mut ChaCha12Rng::from_seed([3; 32]))
+    fn budget(&self, index: u32) -> Option<&AtomicU64> {
+        self.budgets.get(index as usize)
     }
 
-    fn admitted(strangers: &mut Strangers, now: Timestamp, client: [u8; 4], tries: u32) -> u32 {
-        let answers = (0..tries).filter(|_| strangers.admit(now, client.into(), &LIMITS));
-        u32::try_from(answers.count()).unwrap()
+    fn seen(&self, index: u32) -> Option<&AtomicU64> {
+        self.seen.get_or_init(|| words(SEEN)).get(index as usize)
     }
+}
 
-    #[test]
-    fn one_source_is_answered_its_rate_after_its_burst() {
-        let mut strangers = strangers();
-        let mut now = Timestamp::ZERO + Duration::from_secs(50);
-        assert_eq!(admitted(&mut strangers, now, [1, 2, 3, 4], 500), 40);
-        for _ in 0..10 {
-            now = now + Duration::from_secs(1);
-            assert_eq!(admitted(&mut strangers, now, [1, 2, 3, 4], 500), 10);
-        }
-    }
+fn words(count: u32) -> Box<[AtomicU64]> {
+    (0..count).map(|_| AtomicU64::new(0)).collect()
+}
 
-    #[test]
-    fn sources_of_one_network_share_its_budget_and_others_do_not() {
-        let mut strangers = strangers();
-        let now = Timestamp::ZERO + Duration::from_secs(50);
-        let network = (0..250)
-            .map(|n| admitted(&mut strangers, now, [1, 2, 3, n], 10))
-            .sum::<u32>();
-        assert_eq!(network, 80);
-        assert!(admitted(&mut strangers, now, [9, 9, 9, 9], 10) == 10);
-    }
-
-    #[test]
-    fn everybody_together_is_bounded() {
-        let mut strangers = strangers();
-        let now = Timestamp::ZERO + Duration::from_secs(50);
-        let all: u32 = (0..=255)
-            .flat_map(|a| (0..=255).map(move |b| [a, b, 1, 1]))
-            .map(|client| admitted(&mut strangers, now, client, 1))
-            .sum();
-        assert_eq!(all, 4000);
-    }
-
-    #[test]
-    fn limits_can_be_lifted() {
-        let mut strangers = strangers();
-        let limits = StrangerLimits {
-            per_source: StrangerLimits::UNLIMITED,
-            per_network: StrangerLimits::UNLIMITED,
-            in_total: StrangerLimits::UNLIMITED,
+impl Relay {
+    /// Whether a stranger may be answered once more; counts where not.
+    pub(crate) fn admits_stranger(&mut self, now: Timestamp, from: Endpoint) -> bool {
+        // Whoever has an allocation was answered where it says it is.
+        let known = self.allocations.find(&from.flow()).is_some();
+        let admission = strangers::admit(
+            self.shared.strangers(),
+            &self.stranger_paces,
+            Source::new(&mapped(from.client.ip())),
+            known,
+            now.as_nanos(),
+        );
+        let reason = match admission {
+            Admission::Admitted => return true,
+            Admission::OverSource => DropReason::TooManyRequests,
+            Admission::OverNetwork => DropReason::TooManyFromNetwork,
+            Admission::OverTotal => DropReason::TooManyInAll,
         };
-        let client = IpAddr::from([1, 1, 1, 1]);
-        assert!((0..100_000).all(|_| strangers.admit(Timestamp::ZERO, client, &limits)));
+        self.counters.drops(reason).increment();
+        false
     }
 }

@@ -7,5 +7,6 @@ mod dual;
 mod forwarding;
 mod lab;
 mod metering;
+mod quotas;
 mod routes;
 mod time_limited;

@@ -11,7 +11,7 @@ use crate::wire::attribute::XorMappedAddress;
 
 impl Relay {
     pub(crate) fn binding(&mut self, now: Timestamp, request: &Request<'_>) {
-        if !self.admits_stranger(now, request) {
+        if !self.admits_stranger(now, request.from) {
             return;
         }
         let len = request.message.as_bytes().len();

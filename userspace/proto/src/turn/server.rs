@@ -6,6 +6,7 @@ mod allocation;
 mod channel;
 mod channels;
 mod data;
+mod destinations;
 mod end;
 mod nesting;
 mod permission;
@@ -16,6 +17,7 @@ mod table;
 
 pub(crate) use address::Flow;
 pub(crate) use allocation::{Allocations, Relayed};
+pub use destinations::NewPeers;
 pub(crate) use end::Deleted;
 pub(crate) use nesting::is_in_a_loop;
 pub(crate) use routes::Routes;

@@ -4,6 +4,7 @@
 mod auth;
 mod kernel;
 mod limits;
+mod quotas;
 
 use std::collections::HashSet;
 use std::fmt::Display;
@@ -28,6 +29,7 @@ const MAX_RELAY_ADDRESSES: usize = RelayConfig::MAX_RELAY_ADDRESSES;
 pub const MAX_SHARDS: u16 = towpath_engine::MAX_SHARDS;
 pub use auth::MAX_USERS;
 pub use kernel::{DEFAULT_PINS, MAX_KERNEL_PEERS, MAX_KERNEL_ROUTES};
+pub use quotas::default_relay_limits;
 
 /// The most prefixes in each list of `[access]`.
 pub const MAX_PREFIXES: usize = 4096;
@@ -104,6 +106,7 @@ impl Checker<'_> {
             realm: self.realm(shape.realm),
             shards,
             driver: self.driver(shape.driver),
+            software: shape.software.unwrap_or(false),
         }
     }
 
@@ -357,6 +360,32 @@ impl Checker<'_> {
             value: address,
             span: text.span(),
         })
+    }
+
+    /// A number within a range; the default where there is none, or it is outside.
+    fn number(
+        &mut self,
+        key: &'static str,
+        number: Option<Spanned<i64>>,
+        range: RangeInclusive<u32>,
+        default: u32,
+    ) -> u32 {
+        let Some(number) = number else { return default };
+        let value = *number.get_ref();
+        match u32::try_from(value) {
+            Ok(number) if range.contains(&number) => number,
+            Ok(_) | Err(_) => {
+                let (min, max) = range.into_inner();
+                let problem = Problem::OutOfRange {
+                    key,
+                    value,
+                    min,
+                    max,
+                };
+                self.error(number.span(), problem);
+                default
+            }
+        }
     }
 
     fn limit(&mut self, key: &'static str, span: Span, count: usize, limit: usize) {

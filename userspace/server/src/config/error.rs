@@ -414,6 +414,22 @@ pub enum Problem {
         /// The value.
         value: i64,
     },
+    /// A count that is none.
+    #[error("{key}: {value:?} is neither a number nor \"unlimited\"")]
+    Count {
+        /// The key.
+        key: &'static str,
+        /// The value.
+        value: String,
+    },
+    /// Lifetimes that contradict each other.
+    #[error("limits.lifetime: default_s {default_s} is longer than max_s {max_s}")]
+    Lifetimes {
+        /// The lifetime of an allocation that asks for none.
+        default_s: u64,
+        /// The longest that is granted.
+        max_s: u64,
+    },
     /// Not a prefix.
     #[error("{key}: {error}")]
     Prefix {

@@ -62,6 +62,11 @@ pub(super) const KEYS: &[Key] = &[
         kind: Kind::Text,
     },
     Key {
+        section: "relay",
+        key: "software",
+        kind: Kind::Toml,
+    },
+    Key {
         section: "auth",
         key: "users",
         kind: Kind::Toml,
@@ -132,6 +137,41 @@ pub(super) const KEYS: &[Key] = &[
         kind: Kind::Toml,
     },
     Key {
+        section: "limits",
+        key: "allocations",
+        kind: Kind::Toml,
+    },
+    Key {
+        section: "limits",
+        key: "lifetime",
+        kind: Kind::Toml,
+    },
+    Key {
+        section: "limits",
+        key: "permissions_per_allocation",
+        kind: Kind::Toml,
+    },
+    Key {
+        section: "limits",
+        key: "channels_per_allocation",
+        kind: Kind::Toml,
+    },
+    Key {
+        section: "limits",
+        key: "new_peers",
+        kind: Kind::Toml,
+    },
+    Key {
+        section: "limits",
+        key: "strangers",
+        kind: Kind::Toml,
+    },
+    Key {
+        section: "limits",
+        key: "failed_logins",
+        kind: Kind::Toml,
+    },
+    Key {
         section: "observe",
         key: "listen",
         kind: Kind::Text,
@@ -162,6 +202,7 @@ pub(super) struct RelayShape {
     pub(super) realm: Option<Spanned<String>>,
     pub(super) shards: Option<Spanned<i64>>,
     pub(super) driver: Option<Spanned<String>>,
+    pub(super) software: Option<bool>,
 }
 
 #[derive(Deserialize, Default)]
@@ -202,6 +243,58 @@ pub(super) struct LimitsShape {
     pub(super) global: Option<Spanned<String>>,
     pub(super) classes: ClassesShape,
     pub(super) persist: Option<bool>,
+    pub(super) allocations: AllocationsShape,
+    pub(super) lifetime: LifetimeShape,
+    pub(super) permissions_per_allocation: Option<Spanned<i64>>,
+    pub(super) channels_per_allocation: Option<Spanned<i64>>,
+    pub(super) new_peers: NewPeersShape,
+    pub(super) strangers: StrangersShape,
+    pub(super) failed_logins: FailedLoginsShape,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct AllocationsShape {
+    pub(super) per_user: Option<Spanned<CountShape>>,
+    pub(super) per_network: Option<Spanned<CountShape>>,
+    pub(super) total: Option<Spanned<CountShape>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct LifetimeShape {
+    pub(super) default_s: Option<Spanned<i64>>,
+    pub(super) max_s: Option<Spanned<i64>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct NewPeersShape {
+    pub(super) per_second: Option<Spanned<CountShape>>,
+    pub(super) burst: Option<Spanned<i64>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct StrangersShape {
+    pub(super) per_source: Option<Spanned<CountShape>>,
+    pub(super) per_network: Option<Spanned<CountShape>>,
+    pub(super) total: Option<Spanned<CountShape>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct FailedLoginsShape {
+    pub(super) per_user: Option<Spanned<CountShape>>,
+    pub(super) per_source: Option<Spanned<CountShape>>,
+}
+
+/// `64` or `"unlimited"`.
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "a number or \"unlimited\"")]
+pub(super) enum CountShape {
+    Number(i64),
+    Text(String),
 }
 
 #[derive(Deserialize, Default)]

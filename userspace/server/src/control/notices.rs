@@ -95,6 +95,10 @@ impl NoticeLog {
     }
 }
 
+/// The end of an allocation is its record: who relayed what, when and from where. What the kernel relayed
+/// is counted for the user, so the record has what the user did on every path while the allocation was
+/// there; with one allocation at a time that is the allocation's.
+///
 /// Names come from clients: as strings they are escaped in both formats.
 fn log(shard: usize, notice: &Notice) {
     match notice {
@@ -143,7 +147,9 @@ fn log(shard: usize, notice: &Notice) {
         Notice::AllocationEnded {
             owner,
             reason,
+            lasted,
             traffic,
+            metered,
         } => {
             let AllocationOwner {
                 user,
@@ -159,6 +165,9 @@ fn log(shard: usize, notice: &Notice) {
                 %relayed,
                 second = second.map(tracing::field::display),
                 reason = reason.name(),
+                lasted_s = lasted.as_secs(),
+                user_bytes_up = metered.up_bytes,
+                user_bytes_down = metered.down_bytes,
                 packets_to_peers = traffic.packets_to_peers,
                 bytes_to_peers = traffic.bytes_to_peers,
                 packets_to_client = traffic.packets_to_client,

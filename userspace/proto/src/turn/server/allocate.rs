@@ -17,6 +17,8 @@ use rand_chacha::rand_core::Rng;
 
 use super::allocation::{Allocation, Details, Relayed, State};
 use super::channels::Channels;
+use super::destinations::Destinations;
+use super::end::metered;
 use super::permissions::Permissions;
 use super::unknown_attributes;
 use crate::Timestamp;
@@ -24,7 +26,7 @@ use crate::auth::Authenticated;
 use crate::machine::PortId;
 use crate::ports::shard_of_port;
 use crate::relay::{
-    DropReason, Endpoint, Envelope, MAX_ANSWER_BYTES, Notice, PortError, Refusal, Relay,
+    DropReason, Endpoint, Envelope, MAX_ANSWER_BYTES, Network, Notice, PortError, Refusal, Relay,
     RelayCommand, RelayLimits, Request, RequestKind, Reservation, Traffic,
 };
 use crate::wire::attribute::{
@@ -61,7 +63,7 @@ struct TakenPort {
     address: u8,
     port: u16,
     token: Option<[u8; 8]>,
-    counted_for_user: bool,
+    network: Network,
     /// The family that comes before this port's, and why it could not be had.
     refused: Option<(Family, Code)>,
 }
@@ -158,7 +160,10 @@ impl Relay {
                 user: sender.user,
                 transaction: request.message.transaction_id(),
                 fingerprint: request.message.has_fingerprint(),
-                counted_for_user: taken.counted_for_user,
+                network: taken.network,
+                destinations: Destinations::default(),
+                made: now,
+                metered: metered(&*self.slots, slot),
                 even: matches!(wish.port, PortWish::Even { .. }),
                 refused: taken.refused,
                 lifetime_s: seconds(wish.lifetime),
@@ -210,31 +215,27 @@ impl Relay {
                     address: reserved.address,
                     port: reserved.port,
                     token: None,
-                    counted_for_user: reserved.counted_for_user,
+                    network: reserved.network,
                     refused: None,
                 });
             }
         };
         let count = 1 + u32::from(reserve_next);
-        let counted_for_user = match self.config.limits.allocations_per_user {
-            None => false,
-            Some(limit) if self.shared.charge_user(user, count, limit) => true,
-            Some(_) => return Err(Code::ALLOCATION_QUOTA_REACHED),
-        };
+        let network = Network::of(from.client.ip());
+        let quotas = self.shared.quotas();
+        quotas
+            .charge(user, network, count, &self.config.limits)
+            .map_err(|quota| self.over_quota(quota))?;
         self.collect_returned_ports();
         let taken = self.take_first_port(wish, from).and_then(|taken| {
             let (address, port) = (taken.address, taken.port);
             let token = reserve_next
-                .then(|| self.reserve_next(now, address, port, user, counted_for_user))
+                .then(|| self.reserve_next(now, address, port, user, network))
                 .transpose()?;
-            Ok(TakenPort {
-                token,
-                counted_for_user,
-                ..taken
-            })
+            Ok(TakenPort { token, ..taken })
         });
-        if taken.is_err() && counted_for_user {
-            self.shared.release_user(user, count);
+        if taken.is_err() {
+            self.shared.quotas().release(user, network, count);
         }
         taken
     }
@@ -246,7 +247,7 @@ impl Relay {
             address,
             port,
             token: None,
-            counted_for_user: false,
+            network: Network::of(from.client.ip()),
             refused,
         };
         let refused = match self.take_free_port(wish.family, wish.port, from) {
@@ -286,7 +287,7 @@ impl Relay {
         address: u8,
         port: u16,
         user: &Arc<str>,
-        counted_for_user: bool,
+        network: Network,
     ) -> Result<[u8; 8], Code> {
         let mut token = [0; 8];
         self.rng.fill_bytes(&mut token);
@@ -295,7 +296,7 @@ impl Relay {
             address,
             port: port | 1,
             user: Arc::clone(user),
-            counted_for_user,
+            network,
             expires,
         };
         if !self.shared.reserve(token, reservation) {
@@ -620,9 +621,9 @@ impl Relay {
     fn end_reservation(&mut self, token: [u8; 8]) {
         if let Some(unclaimed) = self.shared.end_reservation(token) {
             self.release_port(unclaimed.address, unclaimed.port);
-            if unclaimed.counted_for_user {
-                self.shared.release_user(&unclaimed.user, 1);
-            }
+            self.shared
+                .quotas()
+                .release(&unclaimed.user, unclaimed.network, 1);
         }
     }
 }

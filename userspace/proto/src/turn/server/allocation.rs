@@ -18,11 +18,12 @@ use rand_chacha::rand_core::Rng;
 
 use super::address::{CompactIp, Flow};
 use super::channels::Channels;
+use super::destinations::Destinations;
 use super::permissions::Permissions;
 use crate::Timestamp;
 use crate::auth::Integrity;
 use crate::machine::PortId;
-use crate::relay::{Traffic, User};
+use crate::relay::{Metered, Network, Traffic, User};
 use crate::slots::PeerSlot;
 use crate::timer::TimerId;
 use crate::wire::attribute::Family;
@@ -48,7 +49,7 @@ pub(crate) struct Allocation {
 
 /// An idle allocation costs this, its details, and what `Allocations` keeps per entry.
 const _: () = assert!(size_of::<Allocation>() <= 208);
-const _: () = assert!(size_of::<Details>() <= 80);
+const _: () = assert!(size_of::<Details>() <= 128);
 
 /// Whether the relayed ports are there yet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -112,7 +113,12 @@ pub(crate) struct Details {
     pub(crate) transaction: TransactionId,
     pub(crate) integrity: Integrity,
     pub(crate) fingerprint: bool,
-    pub(crate) counted_for_user: bool,
+    /// The client's network that it counts for, wherever the client is now.
+    pub(crate) network: Network,
+    pub(crate) destinations: Destinations,
+    pub(crate) made: Timestamp,
+    /// What the user had done before.
+    pub(crate) metered: Metered,
     /// The ports were asked to be even.
     pub(crate) even: bool,
     /// Of two families that were asked for, the one that was refused.

@@ -9,7 +9,7 @@ use super::routes::RouteState;
 use super::{CHANNEL_LIFETIME, unknown_attributes};
 use crate::Timestamp;
 use crate::auth::Authenticated;
-use crate::relay::{Refusal, Relay, Request};
+use crate::relay::{Quota, Refusal, Relay, Request};
 use crate::wire::Code;
 use crate::wire::attribute::{ChannelNumberValue, XorPeerAddress};
 
@@ -73,17 +73,21 @@ impl Relay {
         if is_new && (full || by_number.is_some() || by_peer.is_some()) {
             allocation.sweep(now, hasher, &mut self.routes);
         }
-        let no_room = allocation.channels.len() >= usize::from(limits.max_channels) && is_new;
-        if no_room
-            || !allocation.has_room_for(
-                now,
-                std::iter::once(peer.ip),
-                limits.max_permissions,
-                hasher,
-                &mut self.routes,
-            )
-        {
-            return Err(Code::INSUFFICIENT_CAPACITY.into());
+        if is_new && allocation.channels.len() >= usize::from(limits.max_channels) {
+            return Err(self.over_quota(Quota::Channels).into());
+        }
+        if !allocation.has_room_for(
+            now,
+            std::iter::once(peer.ip),
+            limits.max_permissions,
+            hasher,
+            &mut self.routes,
+        ) {
+            return Err(self.over_quota(Quota::Permissions).into());
+        }
+        let pace = limits.new_peers.pace();
+        if is_new && !allocation.details.destinations.admit(now, pace, 1) {
+            return Err(self.over_quota(Quota::NewPeers).into());
         }
         // The same peer's: a binding of another one has been swept.
         let known = allocation.channels.find(number, hasher);

@@ -20,7 +20,7 @@ use super::address::{Flow, PeerAddr};
 use crate::Timestamp;
 use crate::access::OwnAddress;
 use crate::machine::{ListenerId, PortId, Prefix, Socket, Transmit};
-use crate::relay::{DropReason, Endpoint, Relay};
+use crate::relay::{DropReason, Endpoint, Quota, Relay};
 use crate::slots::Way;
 use crate::turn::server::unknown_attributes;
 use crate::wire::attribute::{Data, Family, XorPeerAddress};
@@ -134,6 +134,12 @@ impl Relay {
             .filter(|permission| permission.expires > now)
             .ok_or(DropReason::NoPermissionToPeer)?
             .own;
+        let pace = self.config.limits.new_peers.pace();
+        let destinations = &mut allocation.details.destinations;
+        if !destinations.admit_sent(now, pace, peer, hasher) {
+            self.counters.refusals(Quota::NewPeers).increment();
+            return Err(DropReason::TooManyNewPeers);
+        }
         let start = data.as_ptr() as usize - message.as_bytes().as_ptr() as usize;
         let out = self.send_to_peer(now, id, peer, own, start..start + data.len())?;
         self.counters.send_indications.increment();

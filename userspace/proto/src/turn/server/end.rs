@@ -1,5 +1,7 @@
 //! How allocations end, and what is remembered of them.
 
+use std::sync::atomic::Ordering;
+
 use ahash::RandomState;
 
 use super::address::Flow;
@@ -7,7 +9,8 @@ use super::allocation::{Allocation, Relayed, State};
 use super::routes::Routes;
 use crate::Timestamp;
 use crate::machine::PortId;
-use crate::relay::{AllocationOwner, EndReason, Notice, Relay, RelayCommand};
+use crate::relay::{AllocationOwner, EndReason, Metered, Notice, Relay, RelayCommand};
+use crate::slots::{PeerSlot, Slots, Way};
 use crate::wire::TransactionId;
 use crate::wire::attribute::Family;
 
@@ -25,7 +28,9 @@ impl Relay {
         let notice = Notice::AllocationEnded {
             owner: self.owner(allocation),
             reason,
+            lasted: now.saturating_since(allocation.details.made),
             traffic: allocation.traffic,
+            metered: self.metered_since(allocation),
         };
         for relayed in allocation.relayed() {
             self.close(&relayed);
@@ -101,6 +106,18 @@ impl Relay {
         self.release_port(relayed.address, relayed.port);
     }
 
+    /// What the user of an allocation did since it was made.
+    fn metered_since(&self, allocation: &Allocation) -> Metered {
+        let (now, then) = (
+            metered(&*self.slots, allocation.slot),
+            allocation.details.metered,
+        );
+        Metered {
+            up_bytes: now.up_bytes.saturating_sub(then.up_bytes),
+            down_bytes: now.down_bytes.saturating_sub(then.down_bytes),
+        }
+    }
+
     /// Removes an allocation whose ports are not open, or are being closed.
     pub(crate) fn forget(&mut self, now: Timestamp, id: PortId) {
         let Some(allocation) = self.allocations.remove(id) else {
@@ -109,10 +126,10 @@ impl Relay {
         if let Some(timer) = allocation.timer {
             self.timers.cancel(timer);
         }
-        if allocation.details.counted_for_user {
-            self.shared
-                .release_user(allocation.details.user.account(), 1);
-        }
+        let details = &allocation.details;
+        self.shared
+            .quotas()
+            .release(details.user.account(), details.network, 1);
         self.slots.release(now, allocation.slot);
         for relayed in allocation.relayed() {
             self.give_back(id, &relayed);
@@ -185,6 +202,17 @@ impl Relay {
             second: allocation.details.second.map(|second| self.public(&second)),
         }
     }
+}
+
+/// What a slot's peer did since it came.
+pub(super) fn metered(slots: &dyn Slots, slot: PeerSlot) -> Metered {
+    slots.slot(slot).map_or_else(Metered::default, |slot| {
+        let bytes = |way| slot.direction(way).payload_bytes.load(Ordering::Relaxed);
+        Metered {
+            up_bytes: bytes(Way::Up),
+            down_bytes: bytes(Way::Down),
+        }
+    })
 }
 
 impl Allocation {

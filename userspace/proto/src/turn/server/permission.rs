@@ -11,7 +11,7 @@ use crate::Timestamp;
 use crate::access::{OwnAddress, Verdict};
 use crate::auth::Authenticated;
 use crate::machine::PortId;
-use crate::relay::{EndReason, Refusal, Relay, Request};
+use crate::relay::{EndReason, Quota, Refusal, Relay, Request};
 use crate::wire::Code;
 use crate::wire::attribute::{Family, XorPeerAddress};
 
@@ -59,7 +59,15 @@ impl Relay {
             hasher,
             &mut self.routes,
         ) {
-            return Err(Code::INSUFFICIENT_CAPACITY.into());
+            return Err(self.over_quota(Quota::Permissions).into());
+        }
+        let new = peers
+            .iter()
+            .filter(|(ip, _)| allocation.permissions.find(*ip, hasher).is_none());
+        let new = u32::try_from(new.count()).unwrap_or(u32::MAX);
+        let pace = self.config.limits.new_peers.pace();
+        if !allocation.details.destinations.admit(now, pace, new) {
+            return Err(self.over_quota(Quota::NewPeers).into());
         }
         for (ip, own) in peers {
             allocation.permit(now, ip, own, hasher);

@@ -30,17 +30,17 @@ impl Checker<'_> {
         KernelSection {
             mode: self.kernel_mode(shape.mode),
             interfaces: self.interfaces(shape.interfaces),
-            max_peers: self.room(
+            max_peers: self.number(
                 "kernel.max_peers",
                 shape.max_peers,
+                MIN_ROOM..=MAX_KERNEL_PEERS,
                 DEFAULT_MAX_PEERS,
-                MAX_KERNEL_PEERS,
             ),
-            max_routes: self.room(
+            max_routes: self.number(
                 "kernel.max_routes",
                 shape.max_routes,
+                MIN_ROOM..=MAX_KERNEL_ROUTES,
                 DEFAULT_MAX_ROUTES,
-                MAX_KERNEL_ROUTES,
             ),
             pins: self.pins(shape.pins),
         }
@@ -74,31 +74,6 @@ impl Checker<'_> {
             names.push(Placed { value, span });
         }
         names
-    }
-
-    fn room(
-        &mut self,
-        key: &'static str,
-        number: Option<Spanned<i64>>,
-        default: u32,
-        max: u32,
-    ) -> u32 {
-        let Some(number) = number else { return default };
-        let value = *number.get_ref();
-        match u32::try_from(value) {
-            Ok(room) if (MIN_ROOM..=max).contains(&room) => room,
-            Ok(_) | Err(_) => {
-                let min = MIN_ROOM;
-                let problem = Problem::OutOfRange {
-                    key,
-                    value,
-                    min,
-                    max,
-                };
-                self.error(number.span(), problem);
-                default
-            }
-        }
     }
 
     fn pins(&mut self, text: Option<Spanned<String>>) -> PathBuf {

@@ -16,7 +16,8 @@ use crate::units::{Rate, Size, UnitError};
 const MAX_LIMITED_USERS: usize = super::MAX_USERS;
 
 impl Checker<'_> {
-    pub(super) fn limits(&mut self, shape: LimitsShape, auth: &AuthSection) -> LimitsSection {
+    pub(super) fn limits(&mut self, mut shape: LimitsShape, auth: &AuthSection) -> LimitsSection {
+        let relay = self.quotas(&mut shape);
         let default = LimitChange {
             up: self.rate("limits.default: up", shape.default.up),
             down: self.rate("limits.default: down", shape.default.down),
@@ -31,6 +32,7 @@ impl Checker<'_> {
                 .unwrap_or(Rate::Unlimited),
             classes: self.weights(shape.classes),
             persist: shape.persist.unwrap_or(false),
+            relay,
         }
     }
 
