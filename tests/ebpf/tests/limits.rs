@@ -4,7 +4,7 @@ use object::{Object, ObjectSection};
 use towpath_ebpf_tests::{OBJECT, Program};
 
 /// Instructions as loaded. The kernel allows a million; every one costs time.
-const MAX_INSTRUCTIONS: u32 = 3000;
+const MAX_INSTRUCTIONS: u32 = 4500;
 /// Instructions the verifier walks before it believes the program. It gives up after a million.
 const MAX_VERIFIED: u32 = 100_000;
 /// The kernel allows 512 bytes.

@@ -35,7 +35,7 @@ impl Model {
         user: &str,
     ) -> bool {
         let own = self.allocations.get(&flow);
-        if own.is_some_and(|own| own.user == user && own.expires > now) {
+        if own.is_some_and(|own| own.user == user && own.expires() > now) {
             return false;
         }
         let (ip, name) = key(flow, request);
