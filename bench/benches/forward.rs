@@ -46,6 +46,8 @@ impl Lab {
             listeners: vec![SocketAddr::new(SERVER, 3478)],
             relay_addresses: vec![RelayAddress::direct(SERVER)],
             own_addresses: vec![SERVER],
+            behavior: None,
+            alternate_servers: Vec::new(),
             port_range: 10_000..=65_535,
             shards: 1,
             users: [("alice", Credential { md5, sha256: None })]

@@ -262,6 +262,8 @@ fn relay_config() -> Result<RelayConfig> {
         listeners: vec![SocketAddr::V4(SERVER)],
         relay_addresses: vec![RelayAddress::direct(IpAddr::V4(RELAYED))],
         own_addresses: vec![IpAddr::V4(*SERVER.ip()), IpAddr::V4(RELAYED)],
+        behavior: None,
+        alternate_servers: Vec::new(),
         port_range: 49_152..=65_535,
         shards: 1,
         users,

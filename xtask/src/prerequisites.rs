@@ -21,8 +21,9 @@ pub(crate) const NET: &[Package] = &[
     ("ethtool", "offloads of virtual links"),
     (
         "coturn",
-        "turnserver, turnutils_uclient, turnutils_stunclient, turnutils_peer",
+        "turnserver, turnutils_uclient, _stunclient, _natdiscovery, _peer",
     ),
+    ("stun-client", "a client of RFC 3489"),
     ("python3", "aioice"),
     ("python3-venv", "aioice"),
 ];

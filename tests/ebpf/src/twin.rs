@@ -319,6 +319,8 @@ fn config(key: &LongTermKey) -> Result<RelayConfig> {
         listeners: vec!["0.0.0.0:3478".parse()?, "[::]:3478".parse()?],
         relay_addresses: vec![RelayAddress::direct(own(0)?), RelayAddress::direct(own(1)?)],
         own_addresses: Vec::new(),
+        behavior: None,
+        alternate_servers: Vec::new(),
         port_range: PORTS[0]..=PORTS[1],
         shards: 1,
         users: [("u", Credential { md5, sha256: None })]

@@ -78,6 +78,8 @@ pub(crate) fn fuzz(data: &[u8]) {
             RelayAddress::direct(IpAddr::from([0x2600, 0, 0, 0, 0, 0, 0, 5])),
         ],
         own_addresses: Vec::new(),
+        behavior: None,
+        alternate_servers: Vec::new(),
         port_range: FIRST_PORT..=LAST_PORT,
         shards: 1,
         users: [("u", Credential { md5, sha256: None })]

@@ -126,6 +126,10 @@ pub struct ServerOptions {
     pub kernel: Option<KernelOptions>,
     /// Lines of the section `[limits]`.
     pub limits: Vec<String>,
+    /// Two addresses for NAT behaviour discovery; coturn takes the listening ones.
+    pub behavior: Vec<RelayAddress>,
+    /// Servers that clients are sent to while it is full.
+    pub alternates: Vec<SocketAddr>,
 }
 
 impl ServerOptions {
@@ -146,6 +150,8 @@ impl ServerOptions {
             secrets: Vec::new(),
             kernel: None,
             limits: Vec::new(),
+            behavior: Vec::new(),
+            alternates: Vec::new(),
         }
     }
 
@@ -165,20 +171,26 @@ impl ServerOptions {
                 .collect::<Vec<_>>()
                 .join(", ")
         };
-        let relay = self.relay.iter().map(|RelayAddress { local, public }| {
-            format!("{{ local = \"{local}\", public = \"{public}\" }}")
-        });
+        let pairs = |addresses: &[RelayAddress]| {
+            let pair = |RelayAddress { local, public }: &RelayAddress| {
+                format!("{{ local = \"{local}\", public = \"{public}\" }}")
+            };
+            addresses.iter().map(pair).collect::<Vec<_>>().join(", ")
+        };
         let users = std::iter::once(USER).chain(self.users.iter().map(String::as_str));
         let users = users.map(|user| format!("{user} = \"plain:{PASSWORD}\""));
         format!(
             "[relay]\nlisten = [{listen}]\nrelay_addresses = [{relay}]\n\
              port_range = \"{first}-{last}\"\nrealm = \"{REALM}\"\nshards = {shards}\n\
-             driver = \"{driver}\"\n\n\
+             driver = \"{driver}\"\nalternate_servers = [{alternates}]\n\n\
+             [stun]\nbehavior_addresses = [{behavior}]\n\n\
              [auth]\nusers = {{ {users} }}\nrest_secrets = [{secrets}]\n\n\
              [access]\nallow = [{allow}]\ndeny = [{deny}]\n\n\
              {kernel}\n[limits]\n{limits}\n",
             listen = quoted(self.listen.iter().map(SocketAddr::to_string).collect()),
-            relay = relay.collect::<Vec<_>>().join(", "),
+            relay = pairs(&self.relay),
+            behavior = pairs(&self.behavior),
+            alternates = quoted(self.alternates.iter().map(SocketAddr::to_string).collect()),
             first = self.ports.start(),
             last = self.ports.end(),
             shards = self.shards,

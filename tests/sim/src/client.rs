@@ -699,6 +699,9 @@ fn in_bursts(
 }
 
 fn binding(turn: &mut Turn<'_>) -> Vec<u8> {
+    if turn.dice.one_in(4) {
+        return classic_binding(turn);
+    }
     let kind = if turn.dice.one_in(8) {
         kind::BINDING_INDICATION
     } else {
@@ -713,6 +716,19 @@ fn binding(turn: &mut Turn<'_>) -> Vec<u8> {
     }
     if turn.dice.one_in(2) {
         request.fingerprint();
+    }
+    request.finish()
+}
+
+/// As clients of RFC 3489 ask.
+fn classic_binding(turn: &mut Turn<'_>) -> Vec<u8> {
+    let mut request = Builder::classic(kind::BINDING, turn.dice.array());
+    if turn.dice.one_in(2) {
+        let flags = *turn.dice.pick(&[0, 0, 2, 4, 6]);
+        request.put(attribute::CHANGE_REQUEST, &[0, 0, 0, flags]);
+    }
+    if turn.dice.one_in(8) {
+        request.put(0x0002, &[0, 1, 0, 9, 9, 9, 9, 9]);
     }
     request.finish()
 }

@@ -9,6 +9,7 @@
 
 mod answers;
 mod attempts;
+mod classic;
 mod credentials;
 pub mod metering;
 pub mod peers;
@@ -267,7 +268,8 @@ impl Model {
             Some(0..=0x3f) => {}
         }
         let Some(message) = stun::parse(payload) else {
-            return vec![Alternative::Drop(&[MalformedStun, Unrecognized])];
+            let drop = || vec![Alternative::Drop(&[MalformedStun, Unrecognized])];
+            return classic::expected(flow, payload).unwrap_or_else(drop);
         };
         if message.fingerprint == Some(false) {
             return vec![Alternative::Drop(&[WrongFingerprint])];
@@ -383,7 +385,8 @@ impl Model {
             // The other family's port is open.
             return vec![Alternative::Opening(flow, request), success];
         }
-        let refused = Alternative::Error(508, flow, request.clone());
+        let code = self.code_for_full(flow, &request);
+        let refused = Alternative::Error(code, flow, request.clone());
         if request.find(attribute::RESERVATION_TOKEN).is_some() {
             // Another port would not be the reserved one.
             return vec![refused];

@@ -46,6 +46,8 @@ pub struct RelaySpec {
     pub allowed: Vec<IpAddr>,
     /// Addresses that are denied as peers.
     pub denied: Vec<IpAddr>,
+    /// Servers that clients are sent to while it is full.
+    pub alternate_servers: Vec<SocketAddr>,
     /// Its limits.
     pub limits: RelayLimits,
     /// Sockets of other programs on its host.
@@ -76,6 +78,7 @@ impl RelaySpec {
             secrets: Vec::new(),
             allowed: Vec::new(),
             denied: Vec::new(),
+            alternate_servers: Vec::new(),
             limits: RelayLimits::default(),
             programs: Vec::new(),
             faults: Faults::none(),
@@ -203,6 +206,8 @@ impl RelaySpec {
             listeners: self.listeners(),
             relay_addresses: self.addresses.iter().map(relay_address).collect(),
             own_addresses: self.own_addresses().into_iter().collect(),
+            behavior: None,
+            alternate_servers: self.alternate_servers.clone(),
             port_range: self.port_range.clone(),
             shards: self.shards,
             users,
@@ -228,6 +233,7 @@ impl RelaySpec {
             allowed: self.allowed.iter().copied().collect(),
             denied: self.denied.iter().copied().collect(),
             listeners: self.listeners(),
+            alternate_servers: self.alternate_servers.clone(),
             port_range: self.port_range.clone(),
             shards: self.shards,
             steering_key,

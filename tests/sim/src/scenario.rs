@@ -91,6 +91,12 @@ impl Run {
         if dice.fork("secrets of credentials", 0).one_in(2) {
             spec.secrets = vec![SECRET.to_owned()];
         }
+        let others = ["203.0.113.7:3478", "[2001:db8::7]:3478", "203.0.113.8:5000"];
+        let some = dice.fork("alternate servers", 0).below(4);
+        let others = others.into_iter().take(some);
+        spec.alternate_servers = others
+            .map(|text| text.parse().expect("an address"))
+            .collect();
         let mut kernel = dice.fork("routes", 0);
         spec.limits.max_routes = *kernel.pick(&[2, 6, 1 << 17, 1 << 17]);
         spec.faults.refused_routes = *kernel.pick(&[PerMillion(0), PerMillion(200_000)]);

@@ -81,6 +81,14 @@ pub mod attribute {
     pub const ADDITIONAL_ADDRESS_FAMILY: u16 = 0x8000;
     /// ADDRESS-ERROR-CODE.
     pub const ADDRESS_ERROR_CODE: u16 = 0x8001;
+    /// MAPPED-ADDRESS.
+    pub const MAPPED_ADDRESS: u16 = 0x0001;
+    /// CHANGE-REQUEST.
+    pub const CHANGE_REQUEST: u16 = 0x0003;
+    /// UNKNOWN-ATTRIBUTES.
+    pub const UNKNOWN_ATTRIBUTES: u16 = 0x000a;
+    /// ALTERNATE-SERVER.
+    pub const ALTERNATE_SERVER: u16 = 0x8023;
     /// PASSWORD-ALGORITHMS.
     pub const PASSWORD_ALGORITHMS: u16 = 0x8002;
     /// FINGERPRINT.
@@ -102,6 +110,14 @@ impl Builder {
         let mut bytes = kind.to_be_bytes().to_vec();
         bytes.extend([0, 0]);
         bytes.extend(COOKIE);
+        bytes.extend(id);
+        Self { bytes }
+    }
+
+    /// A message of RFC 3489, which has no cookie.
+    pub fn classic(kind: u16, id: [u8; 16]) -> Self {
+        let mut bytes = kind.to_be_bytes().to_vec();
+        bytes.extend([0, 0]);
         bytes.extend(id);
         Self { bytes }
     }
@@ -193,9 +209,19 @@ impl fmt::Debug for Parsed {
 
 /// Reads a message; `None` where the bytes are none.
 pub fn parse(bytes: &[u8]) -> Option<Parsed> {
+    read(bytes, true)
+}
+
+/// Reads a message of RFC 3489, which has no cookie.
+pub fn parse_classic(bytes: &[u8]) -> Option<Parsed> {
+    read(bytes, false)
+}
+
+fn read(bytes: &[u8], cookie: bool) -> Option<Parsed> {
     let kind = u16::from_be_bytes(bytes.get(..2)?.try_into().ok()?);
     let len = usize::from(u16::from_be_bytes(bytes.get(2..4)?.try_into().ok()?));
-    if kind & 0xc000 != 0 || bytes.get(4..8)? != COOKIE || bytes.len() != 20 + len || len % 4 != 0 {
+    let has_cookie = bytes.get(4..8)? == COOKIE;
+    if kind & 0xc000 != 0 || has_cookie != cookie || bytes.len() != 20 + len || len % 4 != 0 {
         return None;
     }
     let mut parsed = Parsed {

@@ -1,4 +1,6 @@
-//! `towpath stun`: Binding round trips with a STUN server.
+//! `towpath stun`: Binding round trips with a STUN server, and how the NAT in between behaves.
+
+mod behavior;
 
 use std::fmt::Write as _;
 use std::io;
@@ -20,12 +22,19 @@ const MIN_WAIT: Duration = Duration::from_millis(1);
 #[command(after_help = "\
 Every request is sent once, so that losses show. Exits 1 where nothing came back.
 
+With --behavior the server must have a second address and port (RFC 5780). Requests are sent again
+until an answer comes, and a test that a NAT or firewall filters takes 3 seconds.
+
 Examples:
   towpath stun 127.0.0.1
+  towpath stun stun.example.org --behavior
   towpath stun stun.example.org:3478 -6 --count 20")]
 pub(crate) struct Arguments {
     #[command(flatten)]
     target: Target,
+    /// Find out how the NAT in between maps addresses and filters packets (RFC 5780)
+    #[arg(long, conflicts_with_all = ["count", "interval", "timeout"])]
+    behavior: bool,
     /// How many requests
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     count: u32,
@@ -60,6 +69,9 @@ struct Report {
 
 pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     let server = arguments.target.resolve()?;
+    if arguments.behavior {
+        return behavior::run(server, arguments.json);
+    }
     let failed = |error: io::Error| explain(server, &error);
     let socket = target::socket_to(server).map_err(failed)?;
     let local = socket.local_addr().map_err(failed)?;
@@ -125,25 +137,31 @@ fn ask(
         socket.set_read_timeout(Some(wait.max(MIN_WAIT)))?;
         match socket.recv(&mut buffer) {
             Ok(len) => drop(client.handle_datagram(clock.now(), server, &buffer[..len])),
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    io::ErrorKind::WouldBlock
-                        | io::ErrorKind::TimedOut
-                        | io::ErrorKind::Interrupted
-                ) => {}
+            Err(error) if is_nothing(&error) => {}
             Err(error) => return Err(error),
         }
     }
 }
 
+/// Whether nothing came in time.
+fn is_nothing(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::Interrupted
+    )
+}
+
+/// A report for programs.
+fn as_json(report: &impl Serialize) -> Result<String, Failure> {
+    let text = serde_json::to_string_pretty(report);
+    text.map(|text| text + "\n")
+        .map_err(|error| Failure::Runtime(error.to_string()))
+}
+
 impl Report {
     fn text(&self, json: bool) -> Result<String, Failure> {
         if json {
-            let text = serde_json::to_string_pretty(self);
-            return text
-                .map(|text| text + "\n")
-                .map_err(|error| Failure::Runtime(error.to_string()));
+            return as_json(self);
         }
         let mut text = format!("stun {}\n", self.server);
         if let Some(mapped) = self.mapped {

@@ -126,6 +126,8 @@ fn generated(places: Places) -> Result<(String, String), Failure> {
 #[derive(Serialize)]
 struct Report {
     server: SocketAddr,
+    /// Where A and B are: the server, or those it sent us to.
+    servers: [SocketAddr; 2],
     mapped: SocketAddr,
     relayed: [SocketAddr; 2],
     /// Time for both allocations, the 401 round included, in microseconds.
@@ -156,6 +158,7 @@ impl Report {
         let us = |time: Duration| time.as_secs_f64() * 1e6;
         Self {
             server: plan.server,
+            servers: run.servers,
             mapped: run.mapped,
             relayed: run.relayed,
             allocate_us: us(run.allocate),
@@ -173,6 +176,10 @@ impl Report {
     fn text(&self) -> String {
         let mut text = format!("turn {}\n", self.server);
         let time = |us: f64| shown(Duration::from_secs_f64(us / 1e6));
+        if self.servers != [self.server; 2] {
+            let [a, b] = self.servers;
+            let _ = writeln!(text, "  sent on to   A {a}, B {b}");
+        }
         let [a, b] = self.relayed;
         let _ = writeln!(text, "  mapped       {}", self.mapped);
         let _ = writeln!(text, "  relayed      A {a}, B {b}");

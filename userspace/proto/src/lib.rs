@@ -10,6 +10,7 @@ mod auth;
 pub mod bandwidth;
 pub mod credentials;
 pub mod machine;
+pub mod nat;
 pub mod nonce;
 pub mod ports;
 pub mod relay;

@@ -37,6 +37,7 @@ pub(crate) use outbox::MAX_ANSWER_BYTES;
 pub(crate) use quota::Network;
 pub(crate) use request::{Endpoint, Envelope, Refusal, Request};
 pub(crate) use shared::Reservation;
+pub(crate) use strangers::Strangers;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -52,6 +53,7 @@ use crate::machine::{Datagram, ListenerId, PortId, ShardId, Socket, Transmit};
 use crate::nonce::NonceKey;
 use crate::ports::PortPool;
 use crate::slots::Slots;
+use crate::stun::behavior::Discovery;
 use crate::timer::Timers;
 use crate::turn::server::{Allocations, Deleted, Relayed, Routes, is_in_a_loop};
 use crate::wire::{Class, Kind, Message, Method, ParseError, classify};
@@ -88,6 +90,10 @@ pub struct Relay {
     pub(crate) outbox: Outbox,
     /// The limits on strangers as they are charged.
     stranger_paces: towpath_ebpf_common::strangers::StrangerLimits,
+    /// The other addresses and ports, where there are any.
+    pub(crate) discovery: Option<Box<Discovery>>,
+    /// The alternate server of the next 300, as an index that wraps.
+    pub(crate) next_alternate: usize,
     pub(crate) commands: VecDeque<RelayCommand>,
     pub(crate) routes: Routes,
     pub(crate) draining: bool,
@@ -115,6 +121,10 @@ impl Relay {
         let mut rng = ChaCha12Rng::from_seed(seed);
         let pool = |_| PortPool::new(config.port_range.clone(), shard, config.shards);
         let pools: Vec<_> = config.relay_addresses.iter().map(pool).collect();
+        let discovery = config
+            .behavior
+            .as_ref()
+            .map(|addresses| Box::new(Discovery::new(addresses, &config.listeners, &mut rng)));
         Self {
             shard,
             counters: Arc::default(),
@@ -124,6 +134,8 @@ impl Relay {
             clock: None,
             allocations: Allocations::new(&mut rng),
             stranger_paces: shared.strangers().paces(&config.limits.strangers),
+            discovery,
+            next_alternate: usize::from(shard.0),
             rng,
             ports_in_all: pools.iter().map(PortPool::len).sum(),
             pools,
@@ -174,16 +186,22 @@ impl Relay {
         from: Endpoint,
         payload: &[u8],
     ) -> Result<Option<Transmit>, DropReason> {
-        let message = Message::parse(payload).map_err(|error| match error {
-            ParseError::Short { .. } | ParseError::Type { .. } | ParseError::Cookie { .. } => {
-                DropReason::Unrecognized
+        let message = match Message::parse(payload) {
+            Ok(message) => message,
+            Err(ParseError::Cookie { .. }) => {
+                return self.classic_binding(now, from, payload).map(|()| None);
             }
-            ParseError::Length { .. }
-            | ParseError::Overrun { .. }
-            | ParseError::CheckLength { .. }
-            | ParseError::AfterFingerprint { .. }
-            | ParseError::TooManyAttributes => DropReason::MalformedStun,
-        })?;
+            Err(ParseError::Short { .. } | ParseError::Type { .. }) => {
+                return Err(DropReason::Unrecognized);
+            }
+            Err(
+                ParseError::Length { .. }
+                | ParseError::Overrun { .. }
+                | ParseError::CheckLength { .. }
+                | ParseError::AfterFingerprint { .. }
+                | ParseError::TooManyAttributes,
+            ) => return Err(DropReason::MalformedStun),
+        };
         if from.client.port() == 0 {
             return Err(DropReason::UnusableDatagram);
         }
@@ -237,6 +255,7 @@ impl Relay {
         let config = RelayConfig {
             limits,
             listeners: self.config.listeners.clone(),
+            behavior: self.config.behavior.clone(),
             relay_addresses: self.config.relay_addresses.clone(),
             port_range: self.config.port_range.clone(),
             shards: self.config.shards,

@@ -45,6 +45,8 @@ fn relay_config() -> RelayConfig {
             RelayAddress::direct("2600::5".parse().unwrap()),
         ],
         own_addresses: Vec::new(),
+        behavior: None,
+        alternate_servers: Vec::new(),
         port_range: 50_000..=50_009,
         shards: 1,
         users: [("alice", alice)].into_iter().collect(),

@@ -49,6 +49,8 @@ pub const DEFAULT_FILE: &str = include_str!("config/default.toml");
 pub struct Config {
     /// What is relayed, and where.
     pub relay: RelaySection,
+    /// What Binding tells beside the client's address.
+    pub stun: StunSection,
     /// Who may ask for allocations.
     pub auth: AuthSection,
     /// Which peers may be reached.
@@ -81,6 +83,17 @@ pub struct RelaySection {
     pub driver: DriverChoice,
     /// Whether answers to users say which program and version this is.
     pub software: bool,
+    /// Servers that clients are sent to while this one drains or is full.
+    pub alternate_servers: Vec<SocketAddr>,
+}
+
+/// The `[stun]` section.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct StunSection {
+    /// Two addresses of a family or of both, for NAT behaviour discovery (RFC 5780); empty: none.
+    pub behavior_addresses: Vec<Placed<RelayAddress>>,
+    /// The port that clients know, and the other one.
+    pub behavior_ports: [u16; 2],
 }
 
 /// The `[auth]` section.

@@ -81,6 +81,8 @@ mod tests {
             listeners: vec!["[::]:3478".parse().unwrap()],
             relay_addresses: vec![RelayAddress::direct(ip("2600::5"))],
             own_addresses: vec![ip("2600::5"), ip("::1")],
+            behavior: None,
+            alternate_servers: Vec::new(),
             port_range: 49_152..=65_535,
             shards: 2,
             users: Users::new(),

@@ -6,7 +6,10 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 use towpath_engine::{Driver, EngineConfig};
-use towpath_proto::relay::{Credential, RelayAddress, RelayConfig, RelayConfigError, Users};
+use towpath_proto::relay::{
+    Credential, RelayAddress, RelayConfig, RelayConfigError, RelayLimits, Users,
+};
+use towpath_proto::stun::BehaviorAddresses;
 
 use crate::config::{Config, ConfigErrors, DriverChoice, MAX_SHARDS, Placed, Problem};
 use crate::host::{self, Host};
@@ -91,8 +94,9 @@ impl Plan {
         more_users: impl IntoIterator<Item = (&'a str, Credential)>,
     ) -> Result<Self, PlanError> {
         let mut notes = Vec::new();
-        let listeners = listeners(config, &mut notes)?;
+        let mut listeners = listeners(config, &mut notes)?;
         let relay_addresses = relay_addresses(config, host, &listeners, &mut notes)?;
+        let behavior = behavior(config, &mut listeners)?;
         let shards = shards(config, host, &mut notes);
         let named = config
             .auth
@@ -113,6 +117,8 @@ impl Plan {
             listeners: listeners.clone(),
             relay_addresses,
             own_addresses: host.addresses.clone(),
+            behavior,
+            alternate_servers: config.relay.alternate_servers.clone(),
             port_range: config.relay.port_range.clone(),
             shards,
             users,
@@ -206,14 +212,7 @@ fn relay_addresses(
         let Err(error) = host::try_listen(SocketAddr::new(local, 0)) else {
             continue;
         };
-        return Err(if error.kind() == io::ErrorKind::AddrNotAvailable {
-            config.error_at(placed, Problem::NotLocal(local)).into()
-        } else {
-            PlanError::Listen {
-                address: SocketAddr::new(local, 0),
-                error,
-            }
-        });
+        return Err(not_local(config, placed, "relay.relay_addresses", error));
     }
     if !configured.is_empty() {
         return Ok(configured.iter().map(|placed| placed.value).collect());
@@ -231,6 +230,56 @@ fn relay_addresses(
         });
     }
     Ok(addresses.into_iter().map(RelayAddress::direct).collect())
+}
+
+/// Why an address that was named cannot be had.
+fn not_local(
+    config: &Config,
+    placed: &Placed<RelayAddress>,
+    key: &'static str,
+    error: io::Error,
+) -> PlanError {
+    let address = placed.value.local;
+    if error.kind() == io::ErrorKind::AddrNotAvailable {
+        let problem = Problem::NotLocal { key, address };
+        return config.error_at(placed, problem).into();
+    }
+    PlanError::Listen {
+        address: SocketAddr::new(address, 0),
+        error,
+    }
+}
+
+/// The addresses of NAT behaviour discovery. What is not listened on yet is added to `listeners`.
+fn behavior(
+    config: &Config,
+    listeners: &mut Vec<SocketAddr>,
+) -> Result<Option<BehaviorAddresses>, PlanError> {
+    let stun = &config.stun;
+    for (placed, address) in stun.combinations() {
+        host::try_listen(SocketAddr::new(address.ip(), 0))
+            .map_err(|error| not_local(config, placed, "stun.behavior_addresses", error))?;
+        let wildcard = |listener: &SocketAddr| {
+            listener.ip().is_unspecified()
+                && listener.is_ipv4() == address.is_ipv4()
+                && listener.port() == address.port()
+        };
+        if !listeners
+            .iter()
+            .any(|listener| *listener == address || wildcard(listener))
+        {
+            host::await_listen(address).map_err(|error| refused(address, error))?;
+            listeners.push(address);
+        }
+    }
+    let addresses = stun.behavior_addresses.iter().map(|placed| placed.value);
+    let (v4, v6): (Vec<_>, Vec<_>) = addresses.partition(|address| address.local.is_ipv4());
+    let pairs = [v4, v6].into_iter().filter_map(|pair| pair.try_into().ok());
+    let pairs: Vec<[RelayAddress; 2]> = pairs.collect();
+    Ok((!pairs.is_empty()).then_some(BehaviorAddresses {
+        pairs,
+        ports: stun.behavior_ports,
+    }))
 }
 
 /// The addresses that requests can come to. The first of each family is what an allocation of the
@@ -359,6 +408,56 @@ mod tests {
         let shown = error.to_string();
         assert!(
             shown.contains("192.0.2.77") && shown.contains(":4:"),
+            "{shown}"
+        );
+    }
+
+    #[test]
+    fn behaviour_discovery_listens_on_what_relay_listen_leaves_out() {
+        let known = free_port();
+        let other = std::iter::repeat_with(free_port).find(|port| *port != known);
+        let other = other.expect("ports are many");
+        let text = format!(
+            "[relay]\nlisten = [\"127.0.0.1:{known}\"]\nport_range = \"900-999\"\n[stun]\n\
+             behavior_addresses = [\"127.0.0.1\", {{ local = \"127.0.0.2\", public = \
+             \"203.0.113.6\" }}]\nbehavior_ports = [{known}, {other}]"
+        );
+        let plan = plan(&text, &host(&[])).unwrap();
+        let listeners: Vec<_> = plan
+            .relay
+            .listeners
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        let expected = [
+            format!("127.0.0.1:{known}"),
+            format!("127.0.0.1:{other}"),
+            format!("127.0.0.2:{known}"),
+            format!("127.0.0.2:{other}"),
+        ];
+        assert_eq!(listeners, expected);
+        assert_eq!(plan.engine.listeners, plan.relay.listeners);
+        let behavior = plan.relay.behavior.as_ref().unwrap();
+        assert_eq!(behavior.pairs[0][1].public.to_string(), "203.0.113.6");
+        let direct = RelayAddress::direct("127.0.0.1".parse().unwrap());
+        assert_eq!(
+            plan.relay.relay_addresses,
+            [direct],
+            "allocations get what they got"
+        );
+    }
+
+    #[test]
+    fn an_address_of_behaviour_discovery_that_is_not_here_is_an_error_with_its_line() {
+        let more = "[stun]\nbehavior_addresses = [\"127.0.0.1\", \"192.0.2.77\"]";
+        let error = plan(&section("127.0.0.1", more), &host(&[])).unwrap_err();
+        let shown = error.to_string();
+        assert!(
+            shown.contains("stun.behavior_addresses: no interface"),
+            "{shown}"
+        );
+        assert!(
+            shown.contains("192.0.2.77") && shown.contains(":5:"),
             "{shown}"
         );
     }

@@ -269,7 +269,15 @@ impl Model {
         bytes: &[u8],
     ) {
         let answer = is_answer(bytes, request, kind::ERROR).expect("it was found to be one");
-        if code == 508
+        if code == 300 {
+            let server = answer.find(attribute::ALTERNATE_SERVER);
+            let servers = self.rules.alternate_servers.iter();
+            let mut of_family = servers.filter(|s| s.is_ipv4() == flow.client.is_ipv4());
+            let told = |s: &SocketAddr| server == Some(&super::classic::plain_address(*s)[..]);
+            assert!(of_family.any(told), "{answer:?}");
+            assert!(answer.is_protected(), "{answer:?}");
+        }
+        if matches!(code, 300 | 508)
             && self
                 .opening
                 .get(&flow)

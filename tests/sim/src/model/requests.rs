@@ -146,7 +146,13 @@ impl Model {
             }
         };
         let mut judgement = match request.kind {
-            kind::ALLOCATE => self.judge_allocate(now, flow, request, &user),
+            kind::ALLOCATE => {
+                let mut judgement = self.judge_allocate(now, flow, request, &user);
+                if judgement.codes.remove(&508) {
+                    judgement.codes.insert(self.code_for_full(flow, request));
+                }
+                judgement
+            }
             _ => self.judge_within(now, flow, request, &user),
         };
         if has_malformed_attributes(request) {
@@ -175,6 +181,15 @@ impl Model {
             ..Judgement::refused(codes)
         };
         judgement.or(refused)
+    }
+
+    /// RFC 8489 §10: a relay that is full sends clients to another server of their family, if there is
+    /// one, but not those who want a port that is reserved here.
+    pub(super) fn code_for_full(&self, flow: Flow, request: &Parsed) -> u16 {
+        let servers = &self.rules.alternate_servers;
+        let alternate = servers.iter().any(|s| s.is_ipv4() == flow.client.is_ipv4());
+        let reserved = request.find(attribute::RESERVATION_TOKEN).is_some();
+        if alternate && !reserved { 300 } else { 508 }
     }
 
     /// RFC 8489 §9.2.4, without the order of the checks where more than one fails.

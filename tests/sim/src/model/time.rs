@@ -28,6 +28,8 @@ pub struct Rules {
     pub denied: BTreeSet<IpAddr>,
     /// The listening addresses.
     pub listeners: Vec<SocketAddr>,
+    /// Servers that clients are sent to while it is full.
+    pub alternate_servers: Vec<SocketAddr>,
     /// The relayed ports.
     pub port_range: RangeInclusive<u16>,
     /// Number of shards.

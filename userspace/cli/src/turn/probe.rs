@@ -50,6 +50,8 @@ pub(super) struct Plan {
 
 /// What came of it.
 pub(super) struct Run {
+    /// Where the allocations are: the server asked, or the one it sent the client to.
+    pub(super) servers: [SocketAddr; 2],
     pub(super) mapped: SocketAddr,
     pub(super) relayed: [SocketAddr; 2],
     pub(super) allocate: Duration,
@@ -71,11 +73,13 @@ pub(super) fn run(plan: &Plan) -> Result<Run, Failure> {
     };
     let (allocate, allocations) = test.allocate()?;
     let [a, b] = allocations.map(|(relayed, _)| relayed);
+    let servers = test.ends.each_ref().map(|end| end.client.server());
     let channel = test.bind(a, b)?;
     let mut flow = Flow::new(plan.count, [a, b]);
     test.flow(&mut flow)?;
     test.release()?;
     Ok(Run {
+        servers,
         mapped: allocations[0].1,
         relayed: [a, b],
         allocate,
@@ -87,10 +91,11 @@ pub(super) fn run(plan: &Plan) -> Result<Run, Failure> {
     })
 }
 
-/// One client with its socket.
+/// One client with its socket, which is connected to this server.
 struct End {
     client: Client,
     socket: UdpSocket,
+    server: SocketAddr,
 }
 
 impl End {
@@ -110,7 +115,17 @@ impl End {
         Ok(Self {
             client: Client::new(config, rand::random()),
             socket,
+            server: plan.server,
         })
+    }
+
+    /// Goes where the server sent the client (RFC 8489 §10).
+    fn follow(&mut self) -> io::Result<()> {
+        if self.server != self.client.server() {
+            self.server = self.client.server();
+            self.socket.connect(self.server)?;
+        }
+        Ok(())
     }
 }
 
@@ -138,6 +153,8 @@ impl Test<'_> {
                 Event::Allocated(allocation) => {
                     found[end] = Some((allocation.relayed, allocation.mapped));
                 }
+                // The socket follows in the next step.
+                Event::Redirected(_) => {}
                 Event::AllocateFailed(error) => return Err(format!("no allocation: {error}")),
                 other => return unexpected(&other),
             }
@@ -189,7 +206,8 @@ impl Test<'_> {
                 Event::Released => waiting -= 1,
                 Event::Lost(error) => return Err(format!("the allocation was lost: {error}")),
                 // What was still under way when the release began.
-                Event::Allocated(_)
+                Event::Redirected(_)
+                | Event::Allocated(_)
                 | Event::AllocateFailed(_)
                 | Event::PermissionCreated(_)
                 | Event::PermissionFailed(..)
@@ -304,7 +322,9 @@ impl Test<'_> {
         let now = self.clock.now();
         let failed = |error: io::Error| explain(self.plan.server, &error);
         let mut wake = now + MAX_SLEEP;
-        for End { client, socket } in &mut self.ends {
+        for end in &mut self.ends {
+            end.follow().map_err(failed)?;
+            let End { client, socket, .. } = end;
             client.handle_timeout(now);
             while let Some(len) = client.poll_transmit(now, &mut buffer) {
                 send(socket, &buffer[..len]).map_err(failed)?;
@@ -314,7 +334,12 @@ impl Test<'_> {
         wake = wake.min(until.unwrap_or(wake));
         self.wait(wake.saturating_since(self.clock.now()))
             .map_err(failed)?;
-        for (index, End { client, socket }) in self.ends.iter_mut().enumerate() {
+        for (index, end) in self.ends.iter_mut().enumerate() {
+            let End {
+                client,
+                socket,
+                server,
+            } = end;
             for _ in 0..BATCH {
                 let len = match socket.recv(&mut buffer) {
                     Ok(len) => len,
@@ -322,7 +347,7 @@ impl Test<'_> {
                     Err(error) => return Err(failed(error)),
                 };
                 let now = self.clock.now();
-                let received = client.handle_datagram(now, self.plan.server, &buffer[..len]);
+                let received = client.handle_datagram(now, *server, &buffer[..len]);
                 if let Received::Data { peer, payload } = received {
                     data(index, peer, payload);
                 }

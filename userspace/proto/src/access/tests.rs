@@ -30,6 +30,8 @@ fn config(allow: &[&str], deny: &[&str]) -> RelayConfig {
             RelayAddress::direct(ip("2600::5")),
         ],
         own_addresses: vec![ip("10.0.0.4"), ip("198.41.0.9"), ip("2600::9")],
+        behavior: None,
+        alternate_servers: Vec::new(),
         port_range: 49_152..=65_535,
         shards: 1,
         users: Users::new(),

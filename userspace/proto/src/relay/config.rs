@@ -11,6 +11,7 @@ use super::strangers::StrangerLimits;
 use super::users::Users;
 use crate::access::AccessRules;
 use crate::auth::LONGEST_REALM_BYTES;
+use crate::stun::{BehaviorAddressError, BehaviorAddresses};
 use crate::turn::server::NewPeers;
 
 /// Everything a [`Relay`](super::Relay) is told from outside.
@@ -28,6 +29,10 @@ pub struct RelayConfig {
     pub relay_addresses: Vec<RelayAddress>,
     /// Every address of this host. Peers may not be there, but for relayed ports in use.
     pub own_addresses: Vec<IpAddr>,
+    /// Listening addresses for NAT behaviour discovery (RFC 5780); `None` switches it off.
+    pub behavior: Option<BehaviorAddresses>,
+    /// Servers that clients are sent to while this one drains or is full, in turn.
+    pub alternate_servers: Vec<SocketAddr>,
     /// The relayed ports, of all shards together.
     pub port_range: RangeInclusive<u16>,
     /// Number of shards, from 1.
@@ -54,6 +59,8 @@ impl RelayConfig {
     pub const MAX_RELAY_ADDRESSES: usize = 64;
     /// Most listening addresses of one relay.
     pub const MAX_LISTENERS: usize = 1024;
+    /// Most servers that clients are sent to.
+    pub const MAX_ALTERNATE_SERVERS: usize = 64;
     /// Most shards of one relay.
     pub const MAX_SHARDS: u16 = 1024;
 
@@ -85,6 +92,10 @@ impl RelayConfig {
         }
         self.validate_addresses()?;
         self.validate_ports()?;
+        if let Some(behavior) = &self.behavior {
+            behavior.validate(&self.listeners)?;
+        }
+        self.validate_alternates()?;
         self.limits.validate()
     }
 
@@ -120,6 +131,22 @@ impl RelayConfig {
             }
         }
         Ok(())
+    }
+
+    fn validate_alternates(&self) -> Result<(), RelayConfigError> {
+        let count = self.alternate_servers.len();
+        if count > Self::MAX_ALTERNATE_SERVERS {
+            return Err(RelayConfigError::AlternateServerCount { count });
+        }
+        let useless = |server: &&SocketAddr| {
+            let ip = server.ip();
+            let unusable = ip.is_unspecified() || ip.is_multicast() || ip.to_canonical() != ip;
+            unusable || server.port() == 0 || self.listeners.contains(server)
+        };
+        match self.alternate_servers.iter().find(useless) {
+            Some(server) => Err(RelayConfigError::AlternateServer { server: *server }),
+            None => Ok(()),
+        }
     }
 
     fn validate_ports(&self) -> Result<(), RelayConfigError> {
@@ -392,6 +419,24 @@ pub enum RelayConfigError {
         default_s: u64,
         /// The longest, in seconds.
         max_s: u64,
+    },
+    /// The addresses of NAT behaviour discovery.
+    #[error(transparent)]
+    Behavior(#[from] BehaviorAddressError),
+    /// Too many servers that clients are sent to.
+    #[error(
+        "{count} alternate servers, there may be {}",
+        RelayConfig::MAX_ALTERNATE_SERVERS
+    )]
+    AlternateServerCount {
+        /// The number given.
+        count: usize,
+    },
+    /// An address that no other server can have.
+    #[error("{server} cannot be an alternate server: it must be another server's address and port")]
+    AlternateServer {
+        /// The address.
+        server: SocketAddr,
     },
     /// A limit of zero would refuse everything.
     #[error("{limit} is 0, it must be at least 1")]

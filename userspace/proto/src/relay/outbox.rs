@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use crate::machine::{Prefix, TRANSMIT_BUFFER_BYTES, Transmit};
 
-/// Longest answer a relay builds.
+/// Longest answer a relay builds, but for one that is padded because its request was.
 pub(crate) const MAX_ANSWER_BYTES: usize = 512;
 
 /// Most answers that wait at a time. A shell fetches them after every datagram or batch of them.
@@ -19,19 +19,20 @@ pub(crate) struct Outbox {
     spare: Vec<Buffer>,
 }
 
-type Buffer = Box<[u8; MAX_ANSWER_BYTES]>;
+/// [`MAX_ANSWER_BYTES`] long, or [`TRANSMIT_BUFFER_BYTES`] where an answer may be longer.
+type Buffer = Box<[u8]>;
 
 impl Outbox {
-    /// A buffer to build an answer in; `None` when too many are waiting.
-    pub(crate) fn begin(&mut self) -> Option<Buffer> {
+    /// A buffer to build an answer of at most `longest` bytes in; `None` when too many are waiting.
+    pub(crate) fn begin(&mut self, longest: usize) -> Option<Buffer> {
         if self.waiting.len() >= MAX_WAITING {
             return None;
         }
-        Some(
-            self.spare
-                .pop()
-                .unwrap_or_else(|| Box::new([0; MAX_ANSWER_BYTES])),
-        )
+        if longest > MAX_ANSWER_BYTES {
+            return Some(Box::new([0; TRANSMIT_BUFFER_BYTES]));
+        }
+        let spare = self.spare.pop();
+        Some(spare.unwrap_or_else(|| Box::new([0; MAX_ANSWER_BYTES])))
     }
 
     /// Queues an answer; `transmit.payload` is its part of the buffer.
@@ -42,7 +43,9 @@ impl Outbox {
 
     /// Gives a buffer back unused.
     pub(crate) fn discard(&mut self, buffer: Buffer) {
-        self.spare.push(buffer);
+        if buffer.len() == MAX_ANSWER_BYTES {
+            self.spare.push(buffer);
+        }
     }
 
     /// Moves the oldest answer into `target`.
@@ -51,7 +54,7 @@ impl Outbox {
         let answer = &buffer[transmit.payload.clone()];
         transmit.payload = 0..answer.len();
         target[..answer.len()].copy_from_slice(answer);
-        self.spare.push(buffer);
+        self.discard(buffer);
         Some(transmit)
     }
 

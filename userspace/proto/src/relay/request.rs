@@ -14,7 +14,9 @@ use crate::machine::{ListenerId, Prefix, Socket, Transmit};
 use crate::nonce::Offer;
 use crate::slots::Identity;
 use crate::turn::server::Flow;
-use crate::wire::attribute::{ErrorCode, Nonce, Realm, Software, UnknownAttributes};
+use crate::wire::attribute::{
+    AlternateServer, ErrorCode, Nonce, Realm, Software, UnknownAttributes,
+};
 use crate::wire::{
     Class, Code, Message, MessageType, MessageWriter, Method, TransactionId, WriteError,
 };
@@ -73,6 +75,8 @@ pub(crate) enum Refusal {
     Code(Code),
     /// 420, and these are the unknown attributes.
     Unknown(UnknownAttributes),
+    /// 300, and this is the server to try.
+    Alternate(SocketAddr),
 }
 
 impl From<Code> for Refusal {
@@ -192,14 +196,18 @@ impl Relay {
 
     /// Answers an authenticated request, or a Binding, with an error.
     pub(crate) fn refuse(&mut self, envelope: &Envelope, refusal: Refusal) {
-        let (code, unknown) = match refusal {
-            Refusal::Code(code) => (code, None),
-            Refusal::Unknown(unknown) => (Code::UNKNOWN_ATTRIBUTE, Some(unknown)),
+        let (code, unknown, alternate) = match refusal {
+            Refusal::Code(code) => (code, None, None),
+            Refusal::Unknown(unknown) => (Code::UNKNOWN_ATTRIBUTE, Some(unknown), None),
+            Refusal::Alternate(server) => {
+                (Code::TRY_ALTERNATE, None, Some(AlternateServer(server)))
+            }
         };
         let attributes = |reason: &'static str, writer: &mut MessageWriter<'_>| {
             writer
                 .put(&ErrorCode { code, reason })?
-                .put_some(unknown.as_ref())?;
+                .put_some(unknown.as_ref())?
+                .put_some(alternate.as_ref())?;
             Ok(())
         };
         self.answer_error(envelope, code, attributes);
@@ -269,23 +277,41 @@ impl Relay {
     }
 
     /// Queues an answer; fails where that would break a limit.
-    fn answer(
+    pub(crate) fn answer(
         &mut self,
         envelope: &Envelope,
         class: Class,
         attributes: impl FnOnce(&mut MessageWriter<'_>) -> Result<(), WriteError>,
     ) -> Result<(), DropReason> {
-        let mut buffer = self.outbox.begin().ok_or(DropReason::OutputFull)?;
-        let limit = envelope.limit.min(MAX_ANSWER_BYTES);
-        let software = self.config.software.as_deref();
-        let Ok(len) = write(envelope, class, software, &mut buffer[..limit], attributes) else {
+        let config = Arc::clone(&self.config);
+        self.queue(envelope.to, envelope.limit, |buffer| {
+            write(
+                envelope,
+                class,
+                config.software.as_deref(),
+                buffer,
+                attributes,
+            )
+        })
+    }
+
+    /// Queues what `write` writes into at most `limit` bytes; fails where that is too short.
+    pub(crate) fn queue(
+        &mut self,
+        to: Endpoint,
+        limit: usize,
+        write: impl FnOnce(&mut [u8]) -> Result<usize, WriteError>,
+    ) -> Result<(), DropReason> {
+        let mut buffer = self.outbox.begin(limit).ok_or(DropReason::OutputFull)?;
+        let limit = limit.min(buffer.len());
+        let Ok(len) = write(&mut buffer[..limit]) else {
             self.outbox.discard(buffer);
             return Err(DropReason::AnswerTooLong);
         };
         let transmit = Transmit {
-            socket: Socket::Listener(envelope.to.listener),
-            source: Some(envelope.to.server),
-            destination: envelope.to.client,
+            socket: Socket::Listener(to.listener),
+            source: Some(to.server),
+            destination: to.client,
             prefix: Prefix::EMPTY,
             payload: 0..len,
             padding: 0,

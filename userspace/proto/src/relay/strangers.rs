@@ -92,8 +92,8 @@ fn words(count: u32) -> Box<[AtomicU64]> {
 }
 
 impl Relay {
-    /// Whether a stranger may be answered once more; counts where not.
-    pub(crate) fn admits_stranger(&mut self, now: Timestamp, from: Endpoint) -> bool {
+    /// Charges the answer to a stranger; the error is why there is none.
+    pub(crate) fn admit_stranger(&mut self, now: Timestamp, from: Endpoint) -> Result<(), DropReason> {
         // Whoever has an allocation was answered where it says it is.
         let known = self.allocations.find(&from.flow()).is_some();
         let admission = strangers::admit(
@@ -103,13 +103,20 @@ impl Relay {
             known,
             now.as_nanos(),
         );
-        let reason = match admission {
-            Admission::Admitted => return true,
-            Admission::OverSource => DropReason::TooManyRequests,
-            Admission::OverNetwork => DropReason::TooManyFromNetwork,
-            Admission::OverTotal => DropReason::TooManyInAll,
-        };
-        self.counters.drops(reason).increment();
-        false
+        match admission {
+            Admission::Admitted => Ok(()),
+            Admission::OverSource => Err(DropReason::TooManyRequests),
+            Admission::OverNetwork => Err(DropReason::TooManyFromNetwork),
+            Admission::OverTotal => Err(DropReason::TooManyInAll),
+        }
+    }
+
+    /// As [`Relay::admit_stranger`]; counts where not.
+    pub(crate) fn admits_stranger(&mut self, now: Timestamp, from: Endpoint) -> bool {
+        let admitted = self.admit_stranger(now, from);
+        if let Err(reason) = admitted {
+            self.counters.drops(reason).increment();
+        }
+        admitted.is_ok()
     }
 }

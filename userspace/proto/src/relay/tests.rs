@@ -1,8 +1,11 @@
 //! The relay's rules, one test each, over the messages clients send.
 
 mod allocate;
+mod alternate;
 mod authentication;
+mod behavior;
 mod bindings;
+mod classic;
 mod dual;
 mod forwarding;
 mod lab;

@@ -3,6 +3,7 @@
 mod address;
 mod allocate;
 mod allocation;
+mod alternate;
 mod channel;
 mod channels;
 mod data;

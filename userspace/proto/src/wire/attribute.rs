@@ -3,6 +3,7 @@
 //! Reading never allocates; text and bytes are borrowed from the message.
 
 mod algorithm;
+mod behavior;
 mod error;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -12,6 +13,7 @@ use thiserror::Error;
 use super::{AttributeType, ChannelNumber, MAGIC_COOKIE, TransactionId};
 
 pub use self::algorithm::{Algorithm, PasswordAlgorithm, PasswordAlgorithms};
+pub use self::behavior::{ChangeRequest, ResponsePort};
 pub use self::error::{AddressErrorCode, ErrorCode, UnknownAttributes};
 
 /// An attribute's value that [`Message::get`](super::Message::get) reads and
@@ -232,6 +234,22 @@ address_attribute! {
 address_attribute! {
     /// Another server to try, in a 300 response.
     AlternateServer, ALTERNATE_SERVER, |_| [0; 16]
+}
+address_attribute! {
+    /// Where a Binding response came from.
+    ResponseOrigin, RESPONSE_ORIGIN, |_| [0; 16]
+}
+address_attribute! {
+    /// Where a Binding response would have come from with another address and another port.
+    OtherAddress, OTHER_ADDRESS, |_| [0; 16]
+}
+address_attribute! {
+    /// [`ResponseOrigin`] for clients of RFC 3489.
+    SourceAddress, SOURCE_ADDRESS, |_| [0; 16]
+}
+address_attribute! {
+    /// [`OtherAddress`] for clients of RFC 3489.
+    ChangedAddress, CHANGED_ADDRESS, |_| [0; 16]
 }
 
 macro_rules! text_attribute {

@@ -96,6 +96,14 @@ impl<'a> Message<'a> {
     /// Checks that `bytes` are one whole STUN message: header, cookie, lengths, and where integrity
     /// and fingerprint stand.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, ParseError> {
+        Self::read(bytes, |cookie| cookie == MAGIC_COOKIE)
+    }
+
+    /// Checks everything but what stands in place of the cookie, which `is_right` judges.
+    pub(super) fn read(
+        bytes: &'a [u8],
+        is_right: impl FnOnce(u32) -> bool,
+    ) -> Result<Self, ParseError> {
         let Some((header, attributes)) = bytes.split_first_chunk::<HEADER_BYTES>() else {
             return Err(ParseError::Short { len: bytes.len() });
         };
@@ -104,7 +112,7 @@ impl<'a> Message<'a> {
             return Err(ParseError::Type { bits });
         };
         let cookie = u32::from_be_bytes([header[4], header[5], header[6], header[7]]);
-        if cookie != MAGIC_COOKIE {
+        if !is_right(cookie) {
             return Err(ParseError::Cookie { cookie });
         }
         // RFC 8489 §5: "all STUN attributes are padded to a multiple of 4 bytes, the last 2 bits of

@@ -26,6 +26,7 @@
 pub mod attribute;
 mod attribute_type;
 mod channel;
+mod classic;
 mod error_code;
 mod header;
 mod integrity;
@@ -35,6 +36,7 @@ mod writer;
 
 pub use attribute_type::AttributeType;
 pub use channel::{CHANNEL_DATA_HEADER_BYTES, ChannelData, ChannelDataError, ChannelNumber};
+pub use classic::{ClassicId, ClassicMessage};
 pub use error_code::Code;
 pub use header::{Class, HEADER_BYTES, MAGIC_COOKIE, MessageType, Method, TransactionId};
 pub use integrity::{IntegrityError, IntegrityKey};

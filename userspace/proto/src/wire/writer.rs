@@ -3,6 +3,7 @@
 use thiserror::Error;
 
 use super::attribute::Attribute;
+use super::classic::ClassicId;
 use super::header::{HEADER_BYTES, MAGIC_COOKIE, MessageType, TransactionId};
 use super::integrity::{IntegrityKey, fingerprint};
 use super::{AttributeType, padded};
@@ -60,6 +61,27 @@ impl<'b> MessageWriter<'b> {
         message_type: MessageType,
         id: TransactionId,
     ) -> Result<Self, WriteError> {
+        let [c0, c1, c2, c3] = MAGIC_COOKIE.to_be_bytes();
+        let mut behind_length = [c0, c1, c2, c3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        behind_length[4..].copy_from_slice(&id.0);
+        Self::begin(buffer, message_type, behind_length)
+    }
+
+    /// Begins a message of RFC 3489, without the cookie. XORed addresses, integrity and FINGERPRINT
+    /// have no meaning in it.
+    pub fn classic(
+        buffer: &'b mut [u8],
+        message_type: MessageType,
+        id: ClassicId,
+    ) -> Result<Self, WriteError> {
+        Self::begin(buffer, message_type, id.0)
+    }
+
+    fn begin(
+        buffer: &'b mut [u8],
+        message_type: MessageType,
+        behind_length: [u8; 16],
+    ) -> Result<Self, WriteError> {
         let available = buffer.len();
         let Some(header) = buffer.first_chunk_mut::<HEADER_BYTES>() else {
             return Err(WriteError::Full {
@@ -70,12 +92,13 @@ impl<'b> MessageWriter<'b> {
         };
         header[..2].copy_from_slice(&message_type.bits().to_be_bytes());
         header[2..4].fill(0);
-        header[4..8].copy_from_slice(&MAGIC_COOKIE.to_be_bytes());
-        header[8..].copy_from_slice(&id.0);
+        header[4..].copy_from_slice(&behind_length);
+        let mut id = [0; 12];
+        id.copy_from_slice(&behind_length[4..]);
         Ok(Self {
             buffer,
             len: HEADER_BYTES,
-            id,
+            id: TransactionId(id),
             stage: Stage::Attributes,
         })
     }

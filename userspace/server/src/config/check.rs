@@ -5,6 +5,7 @@ mod auth;
 mod kernel;
 mod limits;
 mod quotas;
+mod stun;
 
 use std::collections::HashSet;
 use std::fmt::Display;
@@ -25,6 +26,8 @@ use super::{Config, DriverChoice, ObserveSection, Placed, RelaySection};
 const MAX_LISTENERS: usize = towpath_engine::MAX_LISTENERS;
 /// The most relay addresses.
 const MAX_RELAY_ADDRESSES: usize = RelayConfig::MAX_RELAY_ADDRESSES;
+/// The most servers that clients are sent to.
+const MAX_ALTERNATE_SERVERS: usize = RelayConfig::MAX_ALTERNATE_SERVERS;
 /// The most shards.
 pub const MAX_SHARDS: u16 = towpath_engine::MAX_SHARDS;
 pub use auth::MAX_USERS;
@@ -49,6 +52,7 @@ pub(super) fn check(document: Document, shape: Shape) -> Result<Config, ConfigEr
         warnings: Vec::new(),
     };
     let relay = checker.relay(shape.relay);
+    let stun = checker.stun(shape.stun, &relay.port_range);
     let auth = checker.auth(shape.auth, &relay.realm);
     let access = AccessRules {
         allow: checker.prefixes("access.allow", shape.access.allow),
@@ -67,6 +71,7 @@ pub(super) fn check(document: Document, shape: Shape) -> Result<Config, ConfigEr
     }
     Ok(Config {
         relay,
+        stun,
         auth,
         access,
         kernel,
@@ -99,9 +104,15 @@ impl Checker<'_> {
         let shards = self.shards(shape.shards);
         let port_range = self.port_range(shape.port_range, shards);
         let listen = self.listen(shape.listen, &port_range);
+        let alternate_servers = self.alternate_servers(shape.alternate_servers, &listen);
+        let (key, any) = (
+            "relay.relay_addresses",
+            "no address that peers could send to; leave the key out for all of them",
+        );
         RelaySection {
             listen,
-            relay_addresses: self.relay_addresses(shape.relay_addresses),
+            relay_addresses: self.address_pairs(key, any, shape.relay_addresses),
+            alternate_servers,
             port_range,
             realm: self.realm(shape.realm),
             shards,
@@ -191,13 +202,16 @@ impl Checker<'_> {
         false
     }
 
-    fn relay_addresses(
+    /// Addresses of this machine and how others know them. `any` says what is wrong with an unspecified
+    /// one.
+    fn address_pairs(
         &mut self,
+        key: &'static str,
+        any: &'static str,
         list: Vec<Spanned<RelayAddressShape>>,
     ) -> Vec<Placed<RelayAddress>> {
-        const KEY: &str = "relay.relay_addresses";
         if let Some(first) = list.first() {
-            self.limit(KEY, first.span(), list.len(), MAX_RELAY_ADDRESSES);
+            self.limit(key, first.span(), list.len(), MAX_RELAY_ADDRESSES);
         }
         let mut addresses = Vec::new();
         for entry in list.into_iter().take(MAX_RELAY_ADDRESSES) {
@@ -205,19 +219,19 @@ impl Checker<'_> {
             let (local, public) = match entry.into_inner() {
                 RelayAddressShape::Same(address) => {
                     let address = Spanned::new(span.clone(), address);
-                    let local = self.relay_address(KEY, &address);
+                    let local = self.address(key, any, &address);
                     (local, local)
                 }
                 RelayAddressShape::Mapped { local, public } => (
-                    self.relay_address(KEY, &local),
-                    self.relay_address(KEY, &public),
+                    self.address(key, any, &local),
+                    self.address(key, any, &public),
                 ),
             };
             let (Some(local), Some(public)) = (local, public) else {
                 continue;
             };
             if local.is_ipv4() != public.is_ipv4() {
-                self.error(span.clone(), Problem::MixedFamilies { local, public });
+                self.error(span.clone(), Problem::MixedFamilies { key, local, public });
             }
             addresses.push(Placed {
                 value: RelayAddress { local, public },
@@ -231,17 +245,22 @@ impl Checker<'_> {
             };
             addresses.iter().map(placed).collect::<Vec<_>>()
         };
-        self.distinct(KEY, &side(|address| address.local));
+        self.distinct(key, &side(|address| address.local));
         if addresses
             .iter()
             .any(|entry| entry.value.local != entry.value.public)
         {
-            self.distinct(KEY, &side(|address| address.public));
+            self.distinct(key, &side(|address| address.public));
         }
         addresses
     }
 
-    fn relay_address(&mut self, key: &'static str, text: &Spanned<String>) -> Option<IpAddr> {
+    fn address(
+        &mut self,
+        key: &'static str,
+        any: &'static str,
+        text: &Spanned<String>,
+    ) -> Option<IpAddr> {
         let value = text.get_ref();
         let Ok(address) = value.parse::<IpAddr>() else {
             self.error(
@@ -254,11 +273,42 @@ impl Checker<'_> {
             return None;
         };
         if address.is_unspecified() {
-            let what = "no address that peers could send to; leave the key out for all of them";
+            let what = any;
             self.error(text.span(), Problem::UnusableAddress { key, address, what });
             return None;
         }
         self.usable(key, text.span(), address).then_some(address)
+    }
+
+    fn alternate_servers(
+        &mut self,
+        list: Vec<Spanned<String>>,
+        listen: &[Placed<SocketAddr>],
+    ) -> Vec<SocketAddr> {
+        const KEY: &str = "relay.alternate_servers";
+        if let Some(first) = list.first() {
+            self.limit(KEY, first.span(), list.len(), MAX_ALTERNATE_SERVERS);
+        }
+        let mut servers = Vec::new();
+        for text in list.into_iter().take(MAX_ALTERNATE_SERVERS) {
+            let Some(address) = self.socket_address(KEY, &text) else {
+                continue;
+            };
+            let span = text.span();
+            if address.ip().is_unspecified() {
+                let (key, address, what) = (KEY, address.ip(), "no address of a server");
+                self.error(span, Problem::UnusableAddress { key, address, what });
+            } else if listen.iter().any(|own| own.value == address) {
+                self.error(span, Problem::AlternateIsSelf(address));
+            } else {
+                servers.push(Placed {
+                    value: address,
+                    span,
+                });
+            }
+        }
+        self.distinct(KEY, &servers);
+        servers.into_iter().map(|placed| placed.value).collect()
     }
 
     fn port_range(&mut self, text: Option<Spanned<String>>, shards: u16) -> RangeInclusive<u16> {

@@ -337,16 +337,55 @@ pub enum Problem {
     #[error("relay.driver: {0:?} is none of \"auto\", \"io_uring\", \"epoll\"")]
     Driver(String),
     /// Addresses of different families cannot stand for each other.
-    #[error("relay.relay_addresses: {local} and {public} are of different families")]
+    #[error("{key}: {local} and {public} are of different families")]
     MixedFamilies {
+        /// The key.
+        key: &'static str,
         /// The local address.
         local: IpAddr,
         /// The public address.
         public: IpAddr,
     },
     /// A relay address that no interface has.
-    #[error("relay.relay_addresses: no interface of this machine has the address {0}")]
-    NotLocal(IpAddr),
+    #[error("{key}: no interface of this machine has the address {address}")]
+    NotLocal {
+        /// The key.
+        key: &'static str,
+        /// The address.
+        address: IpAddr,
+    },
+    /// One address, or more than two, of a family.
+    #[error(
+        "stun.behavior_addresses: behaviour discovery (RFC 5780) takes two addresses of a family; of \
+         {family} there are {count}"
+    )]
+    BehaviorAddresses {
+        /// The family.
+        family: &'static str,
+        /// How many there are.
+        count: usize,
+    },
+    /// One port, or more than two.
+    #[error(
+        "stun.behavior_ports: behaviour discovery (RFC 5780) takes two different ports: the one that \
+         clients know, and another"
+    )]
+    BehaviorPorts,
+    /// A port of behaviour discovery among the relayed ports.
+    #[error(
+        "stun.behavior_ports: {port} lies inside relay.port_range {}-{}; listening ports and relayed \
+         ports must differ",
+        port_range.start(), port_range.end()
+    )]
+    BehaviorPortInPortRange {
+        /// The port.
+        port: u16,
+        /// The relayed ports.
+        port_range: RangeInclusive<u16>,
+    },
+    /// A server that would send clients to itself.
+    #[error("relay.alternate_servers: {0} is this server; clients are sent to others only")]
+    AlternateIsSelf(SocketAddr),
     /// No such mode of the kernel path.
     #[error("kernel.mode: {0:?} is none of \"auto\", \"native\", \"generic\", \"off\"")]
     KernelMode(String),

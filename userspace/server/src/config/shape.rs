@@ -67,6 +67,21 @@ pub(super) const KEYS: &[Key] = &[
         kind: Kind::Toml,
     },
     Key {
+        section: "relay",
+        key: "alternate_servers",
+        kind: Kind::List,
+    },
+    Key {
+        section: "stun",
+        key: "behavior_addresses",
+        kind: Kind::List,
+    },
+    Key {
+        section: "stun",
+        key: "behavior_ports",
+        kind: Kind::Toml,
+    },
+    Key {
         section: "auth",
         key: "users",
         kind: Kind::Toml,
@@ -186,6 +201,7 @@ const LATER_SECTIONS: [&str; 2] = ["bootstrap", "fleet"];
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Shape {
     pub(super) relay: RelayShape,
+    pub(super) stun: StunShape,
     pub(super) auth: AuthShape,
     pub(super) access: AccessShape,
     pub(super) kernel: KernelShape,
@@ -203,6 +219,14 @@ pub(super) struct RelayShape {
     pub(super) shards: Option<Spanned<i64>>,
     pub(super) driver: Option<Spanned<String>>,
     pub(super) software: Option<bool>,
+    pub(super) alternate_servers: Vec<Spanned<String>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct StunShape {
+    pub(super) behavior_addresses: Vec<Spanned<RelayAddressShape>>,
+    pub(super) behavior_ports: Option<Spanned<Vec<Spanned<i64>>>>,
 }
 
 #[derive(Deserialize, Default)]

@@ -40,6 +40,7 @@ fn values<T: Clone>(list: &[Placed<T>]) -> Vec<T> {
 #[test]
 fn the_printed_default_means_what_an_empty_file_means() {
     let (printed, empty) = (load(DEFAULT_FILE, &[]).unwrap(), load("", &[]).unwrap());
+    assert_eq!(printed.stun, empty.stun);
     assert_eq!(later_sections(&printed), later_sections(&empty));
     let (printed, empty) = (sections(printed), sections(empty));
     assert_eq!(values(&printed.0.listen), values(&empty.0.listen));
@@ -51,6 +52,7 @@ fn the_printed_default_means_what_an_empty_file_means() {
             relay.shards,
             relay.driver,
             relay.software,
+            relay.alternate_servers.clone(),
         )
     };
     assert_eq!(rest(&printed.0), rest(&empty.0));
@@ -93,6 +95,10 @@ fn a_file_is_read() {
         realm = "example.org"
         shards = 2
         driver = "epoll"
+        alternate_servers = ["203.0.113.7:3478", "[2001:db8::7]:3478"]
+        [stun]
+        behavior_addresses = ["192.0.2.1", { local = "10.0.0.4", public = "203.0.113.5" }]
+        behavior_ports = [3478, 3480]
         [auth]
         users = { alice = "plain:secret", bob = "key:md5:000102030405060708090a0b0c0d0e0f" }
         rest_secrets = ["a secret that is long", "short"]
@@ -140,6 +146,18 @@ fn a_file_is_read() {
             local: "10.0.0.4".parse().unwrap(),
             public: "203.0.113.5".parse().unwrap()
         }
+    );
+    let alternates: Vec<_> = config
+        .relay
+        .alternate_servers
+        .iter()
+        .map(SocketAddr::port)
+        .collect();
+    assert_eq!(alternates, [3478, 3478]);
+    assert_eq!(config.stun.behavior_ports, [3478, 3480]);
+    assert_eq!(
+        values(&config.stun.behavior_addresses),
+        values(&config.relay.relay_addresses)
     );
     assert_eq!(config.relay.port_range, 40000..=40099);
     assert_eq!(config.relay.realm, "example.org");
@@ -219,6 +237,66 @@ fn an_override_that_is_wrong_names_its_variable() {
 
 /// Every rule: a file that breaks it, what the error says, and the line and text it marks.
 const BROKEN: &[(&str, &str, usize, &str)] = &[
+    (
+        "[stun]\nbehavior_addresses = [\"192.0.2.1\"]",
+        "two addresses of a family; of IPv4 there are 1",
+        2,
+        "\"192.0.2.1\"",
+    ),
+    (
+        "[stun]\nbehavior_addresses = [\"0.0.0.0\", \"192.0.2.1\", \"192.0.2.2\"]",
+        "0.0.0.0 is no single address; name two of them",
+        2,
+        "\"0.0.0.0\"",
+    ),
+    (
+        "[stun]\nbehavior_addresses = [\"::1\", \"::1\"]",
+        "stun.behavior_addresses: ::1 is there twice",
+        2,
+        "\"::1\"",
+    ),
+    (
+        "[stun]\nbehavior_ports = [3478]",
+        "takes two different ports",
+        2,
+        "[3478]",
+    ),
+    (
+        "[stun]\nbehavior_ports = [3478, 3478]",
+        "takes two different ports",
+        2,
+        "",
+    ),
+    (
+        "[stun]\nbehavior_ports = [3478, 65536]",
+        "65536 is not between 1 and 65535",
+        2,
+        "65536",
+    ),
+    (
+        "[stun]\nbehavior_ports = [3478, 50000]",
+        "50000 lies inside relay.port_range 49152-65535",
+        2,
+        "50000",
+    ),
+    (
+        "[relay]\nalternate_servers = [\"turn.example.org\"]",
+        "relay.alternate_servers: \"turn.example.org\" is no address with a port",
+        2,
+        "\"turn.example.org\"",
+    ),
+    (
+        "[relay]\nalternate_servers = [\"0.0.0.0:3478\"]",
+        "0.0.0.0 is no address of a server",
+        2,
+        "",
+    ),
+    (
+        "[relay]\nlisten = [\"192.0.2.1:3478\"]\nalternate_servers = [\"192.0.2.1:3478\"]",
+        "192.0.2.1:3478 is this server",
+        3,
+        "\"192.0.2.1:3478\"",
+    ),
     (
         "[auth.users]\n\"\" = \"plain:x\"",
         "username is empty",
@@ -614,6 +692,12 @@ fn every_key_has_an_environment_form_that_goes_above_the_file() {
             ("TOWPATH__RELAY__REALM", "123"),
             ("TOWPATH__RELAY__SHARDS", "4"),
             ("TOWPATH__RELAY__DRIVER", "\"io_uring\""),
+            (
+                "TOWPATH__RELAY__ALTERNATE_SERVERS",
+                "203.0.113.7:3478,203.0.113.8:3478",
+            ),
+            ("TOWPATH__STUN__BEHAVIOR_ADDRESSES", "192.0.2.1,192.0.2.2"),
+            ("TOWPATH__STUN__BEHAVIOR_PORTS", "[1, 10]"),
             ("TOWPATH__AUTH__USERS", "{ alice = \"plain:x\" }"),
             ("TOWPATH__AUTH__REST_SECRETS", "one,two"),
             ("TOWPATH__ACCESS__ALLOW", "10.0.0.0/8, fc00::/7"),
@@ -648,6 +732,9 @@ fn every_key_has_an_environment_form_that_goes_above_the_file() {
     assert_eq!(values(&config.relay.listen), listen);
     assert_eq!(config.relay.relay_addresses.len(), 2);
     assert_eq!(config.relay.port_range, 2..=9);
+    assert_eq!(config.relay.alternate_servers.len(), 2);
+    assert_eq!(config.stun.behavior_addresses.len(), 2);
+    assert_eq!(config.stun.behavior_ports, [1, 10]);
     assert_eq!(config.relay.realm, "123");
     assert_eq!(
         (config.relay.shards, config.relay.driver),

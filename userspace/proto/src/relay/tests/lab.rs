@@ -50,6 +50,8 @@ pub(crate) fn config() -> RelayConfig {
             RelayAddress::direct("2600::5".parse().unwrap()),
         ],
         own_addresses: Vec::new(),
+        behavior: None,
+        alternate_servers: Vec::new(),
         port_range: 50_000..=50_999,
         shards: 1,
         users: users.into_iter().collect(),

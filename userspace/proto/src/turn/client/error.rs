@@ -16,7 +16,8 @@ pub enum RequestError {
         /// How often the request was sent.
         transmissions: u8,
     },
-    /// 300: the server asks to be left for another. Ours to decide: nothing is followed here.
+    /// 300: the server asks to be left for another that was asked before, or cannot be, or is one too
+    /// many.
     #[error("the server refers to {server}")]
     TryAlternate {
         /// The other server.

@@ -15,6 +15,7 @@
 mod auth;
 mod error;
 mod peers;
+mod redirect;
 mod transaction;
 
 use std::collections::VecDeque;
@@ -27,6 +28,7 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 
 use self::auth::{Session, takes_out_algorithms};
 use self::peers::{Peers, Renewal};
+use self::redirect::Servers;
 use self::transaction::{Request, Transaction};
 use crate::Timestamp;
 use crate::stun::{Due, Schedule};
@@ -70,6 +72,8 @@ pub struct ClientConfig {
 /// What happened, for the caller to act on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Event {
+    /// The server sent us to another one: everything goes there from now on.
+    Redirected(SocketAddr),
     /// There is an allocation.
     Allocated(Allocation),
     /// There is none.
@@ -139,6 +143,7 @@ enum State {
 #[derive(Debug)]
 pub struct Client {
     config: ClientConfig,
+    servers: Servers,
     rng: ChaCha8Rng,
     state: State,
     session: Option<Box<Session>>,
@@ -152,6 +157,7 @@ impl Client {
     /// A client that has not asked for anything. `seed` must be random: transaction ids come from it.
     pub fn new(config: ClientConfig, seed: [u8; 32]) -> Self {
         Self {
+            servers: Servers::new(config.server),
             config,
             rng: ChaCha8Rng::from_seed(seed),
             state: State::Idle,
@@ -163,9 +169,9 @@ impl Client {
         }
     }
 
-    /// Where everything is sent.
+    /// Where everything is sent: the server of the configuration, or the one it sent us to.
     pub fn server(&self) -> SocketAddr {
-        self.config.server
+        self.servers.current()
     }
 
     /// The allocation, while there is one.
@@ -190,6 +196,10 @@ impl Client {
         }
         self.peers = Peers::default();
         self.transactions.clear();
+        if self.servers.current() != self.config.server {
+            self.servers = Servers::new(self.config.server);
+            self.session = None;
+        }
         self.state = State::Allocating;
         self.begin(now, Request::Allocate { family });
         Ok(())
@@ -297,7 +307,7 @@ impl Client {
         remote: SocketAddr,
         bytes: &'a [u8],
     ) -> Received<'a> {
-        if remote != self.config.server {
+        if remote != self.servers.current() {
             return Received::Ignored(Ignored::Stranger);
         }
         match classify(bytes) {
@@ -378,6 +388,12 @@ impl Client {
         if is_challenge && let Some(again) = self.challenged(code, &transaction, message)? {
             let id = self.transaction_id();
             self.transactions[index] = again.restarted(now, id, self.config.schedule);
+            return Ok(());
+        }
+        if code == Code::TRY_ALTERNATE
+            && let Some(again) = self.redirected(now, &transaction, message)?
+        {
+            self.transactions[index] = again;
             return Ok(());
         }
         // RFC 8489 §9.2.5 discards what is not signed. Until there is an allocation, a refusal counts

@@ -6,6 +6,8 @@ use crate::wire::attribute::{
 };
 use crate::wire::{IntegrityKey, MessageType, MessageWriter, data_indication};
 
+mod redirect;
+
 const REALM: &str = "example.org";
 
 fn server() -> SocketAddr {
@@ -481,21 +483,6 @@ fn refusals_of_an_allocate_are_told_apart() {
             "it may be tried again"
         );
     }
-}
-
-#[test]
-fn try_alternate_says_where_to() {
-    let mut client = client();
-    client.allocate(at(0), None).unwrap();
-    let request = next_request(&mut client, at(0)).unwrap();
-    let elsewhere: SocketAddr = "192.0.2.99:3478".parse().unwrap();
-    let bytes = response(&request, Class::Error, |w| {
-        w.put(&ErrorCode::new(Code::TRY_ALTERNATE)).unwrap();
-        w.put(&AlternateServer(elsewhere)).unwrap();
-    });
-    answer(&mut client, at(0), &bytes);
-    let error = RequestError::TryAlternate { server: elsewhere };
-    assert_eq!(client.poll_event(), Some(Event::AllocateFailed(error)));
 }
 
 #[test]

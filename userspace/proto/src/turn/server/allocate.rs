@@ -33,7 +33,7 @@ use crate::wire::attribute::{
     AdditionalAddressFamily, AddressErrorCode, EvenPort, Family, Lifetime, RequestedAddressFamily,
     RequestedTransport, ReservationToken, ValueError, XorMappedAddress, XorRelayedAddress,
 };
-use crate::wire::{Code, Message};
+use crate::wire::{AttributeType, Code, Message};
 
 /// How many ports are tried where somebody else holds them.
 const PORT_TRIES: u8 = 8;
@@ -93,7 +93,11 @@ impl Relay {
         }
         match self.try_allocate(now, request, sender) {
             Ok(()) => {}
-            Err(refusal) => self.refuse(&envelope, refusal),
+            Err(refusal) => {
+                let reserved = request.message.contains(AttributeType::RESERVATION_TOKEN);
+                let refusal = self.or_alternate(refusal, request.from.client, reserved);
+                self.refuse(&envelope, refusal);
+            }
         }
     }
 
@@ -176,6 +180,7 @@ impl Relay {
                     expires,
                 },
                 second: None,
+                reserved,
             }),
         });
         self.open_port(id);
@@ -537,12 +542,15 @@ impl Relay {
             return;
         };
         let envelope = Self::allocate_envelope(allocation);
+        let reserved = allocation.details.reserved;
         // Nobody was told of the port that was reserved with this one.
         if let Some(token) = allocation.details.token {
             self.end_reservation(token);
         }
         self.forget(now, id);
-        self.refuse(&envelope, Code::INSUFFICIENT_CAPACITY.into());
+        let full = Code::INSUFFICIENT_CAPACITY.into();
+        let refusal = self.or_alternate(full, envelope.to.client, reserved);
+        self.refuse(&envelope, refusal);
     }
 
     /// The envelope of the answer to the request that made an allocation.

@@ -127,6 +127,8 @@ pub(crate) struct Details {
     pub(crate) lifetime_s: u32,
     /// Names the port that EVEN-PORT reserved.
     pub(crate) token: Option<[u8; 8]>,
+    /// Its port was reserved, and no other will do.
+    pub(crate) reserved: bool,
     pub(crate) relayed: Relayed,
     /// The relayed address of the other family.
     pub(crate) second: Option<Relayed>,
