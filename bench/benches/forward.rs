@@ -62,6 +62,7 @@ impl Lab {
                 },
                 ..RelayLimits::default()
             },
+            mobility: false,
             offload: false,
             nonce_secret: [7; 32],
         };

@@ -272,6 +272,7 @@ fn relay_config() -> Result<RelayConfig> {
             deny: vec![],
         },
         limits: RelayLimits::default(),
+        mobility: false,
         offload: false,
         nonce_secret: [9; 32],
     })

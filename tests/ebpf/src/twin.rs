@@ -295,6 +295,9 @@ impl Twin {
                         self.program.set_route(&key, &target)?;
                     }
                     RelayCommand::RemoveRoute { key } => self.program.remove_route(&key)?,
+                    RelayCommand::HandOver { to, .. } => {
+                        anyhow::bail!("a relay of one shard hands over to {to:?}")
+                    }
                     RelayCommand::Notify(_) => {}
                 }
             }
@@ -328,6 +331,7 @@ fn config(key: &LongTermKey) -> Result<RelayConfig> {
             .collect(),
         access: AccessRules::default(),
         limits: RelayLimits::default(),
+        mobility: false,
         offload: true,
         nonce_secret: [3; 32],
     })

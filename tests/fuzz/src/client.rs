@@ -45,6 +45,7 @@ pub(crate) fn fuzz(data: &[u8]) {
         server,
         credentials: Arc::new(credentials),
         lifetime: None,
+        mobility: true,
         schedule: Schedule::STANDARD,
     };
     let mut world = World {

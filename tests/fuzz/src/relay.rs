@@ -22,8 +22,8 @@ use towpath_proto::relay::{
 };
 use towpath_proto::wire::attribute::{
     AdditionalAddressFamily, Algorithm, ChannelNumberValue, Data, DontFragment, EvenPort, Family,
-    Lifetime, Nonce, Realm, RequestedAddressFamily, RequestedTransport, ReservationToken, Username,
-    XorPeerAddress,
+    Lifetime, MobilityTicket, Nonce, Realm, RequestedAddressFamily, RequestedTransport,
+    ReservationToken, Username, XorPeerAddress,
 };
 use towpath_proto::wire::{
     AttributeType, ChannelNumber, Class, IntegrityKey, Message, MessageType, MessageWriter, Method,
@@ -54,6 +54,8 @@ struct World {
     shell: Shell,
     nonces: BTreeMap<SocketAddr, Vec<u8>>,
     token: [u8; 8],
+    /// The mobility ticket that was given last.
+    ticket: Vec<u8>,
     /// The longest answer since the last datagram.
     answer_bytes: usize,
 }
@@ -87,6 +89,7 @@ pub(crate) fn fuzz(data: &[u8]) {
             .collect(),
         access: AccessRules::default(),
         limits: RelayLimits::default(),
+        mobility: true,
         offload: true,
         nonce_secret: [3; 32],
     };
@@ -103,6 +106,7 @@ pub(crate) fn fuzz(data: &[u8]) {
         shell: Shell::Opens,
         nonces: BTreeMap::new(),
         token: [0; 8],
+        ticket: Vec::new(),
         answer_bytes: 0,
     };
     while !input.is_empty() {
@@ -218,6 +222,9 @@ impl World {
                     (RelayCommand::RemoveRoute { key }, _) => {
                         assert!(self.routes.remove(&key).is_some(), "no route has {key:?}");
                     }
+                    (RelayCommand::HandOver { to, .. }, _) => {
+                        panic!("a relay of one shard hands over to {to:?}");
+                    }
                     (RelayCommand::Notify(_), _) => {}
                 }
             }
@@ -310,6 +317,9 @@ impl World {
                 }
                 if let Ok(Some(ReservationToken(token))) = message.get() {
                     self.token = token;
+                }
+                if let Ok(Some(MobilityTicket(ticket))) = message.get() {
+                    self.ticket = ticket.to_vec();
                 }
             }
         }
@@ -420,7 +430,9 @@ impl World {
             }
             7 => writer.put(&AdditionalAddressFamily(Family::V6)),
             8 => writer.put(&DontFragment),
-            9 | 10 => writer.put(&Data(input.short())),
+            9 => writer.put(&Data(input.short())),
+            10 if input.byte() & 1 == 0 => writer.put(&MobilityTicket(&[])),
+            10 => writer.put(&MobilityTicket(&self.ticket)),
             _ => writer.put_raw(AttributeType(input.number()), input.short()),
         }
         .map(|_| ())

@@ -130,6 +130,8 @@ pub struct ServerOptions {
     pub behavior: Vec<RelayAddress>,
     /// Servers that clients are sent to while it is full.
     pub alternates: Vec<SocketAddr>,
+    /// Whether allocations may follow their clients to other addresses.
+    pub mobility: bool,
 }
 
 impl ServerOptions {
@@ -152,6 +154,7 @@ impl ServerOptions {
             limits: Vec::new(),
             behavior: Vec::new(),
             alternates: Vec::new(),
+            mobility: false,
         }
     }
 
@@ -182,7 +185,7 @@ impl ServerOptions {
         format!(
             "[relay]\nlisten = [{listen}]\nrelay_addresses = [{relay}]\n\
              port_range = \"{first}-{last}\"\nrealm = \"{REALM}\"\nshards = {shards}\n\
-             driver = \"{driver}\"\nalternate_servers = [{alternates}]\n\n\
+             driver = \"{driver}\"\nalternate_servers = [{alternates}]\nmobility = {mobility}\n\n\
              [stun]\nbehavior_addresses = [{behavior}]\n\n\
              [auth]\nusers = {{ {users} }}\nrest_secrets = [{secrets}]\n\n\
              [access]\nallow = [{allow}]\ndeny = [{deny}]\n\n\
@@ -194,6 +197,7 @@ impl ServerOptions {
             first = self.ports.start(),
             last = self.ports.end(),
             shards = self.shards,
+            mobility = self.mobility,
             users = users.collect::<Vec<_>>().join(", "),
             secrets = quoted(self.secrets.clone()),
             kernel = self.kernel(),
@@ -215,6 +219,9 @@ impl ServerOptions {
             self.ports.start(),
             self.ports.end()
         );
+        if self.mobility {
+            text += "mobility\n";
+        }
         for address in &self.listen {
             let _ = writeln!(text, "listening-ip={}", address.ip());
         }

@@ -14,7 +14,7 @@ use towpath_proto::Timestamp;
 use crate::dice::Dice;
 use crate::network::Packet;
 use crate::stun::{self, Builder, Parsed, TransactionId, attribute, kind};
-use crate::traffic::{Ledger, some_len};
+use crate::traffic::{Ledger, Mobile, some_len};
 use crate::world::{Context, Node};
 
 /// What the clients of a run know.
@@ -189,9 +189,9 @@ struct Turn<'a> {
 impl Session {
     fn act(&mut self, turn: &mut Turn<'_>) -> Vec<Vec<u8>> {
         let weights = if !self.relayed.is_empty() {
-            [2, 6, 14, 12, 24, 30, 6, 2, 1, 1, 5, 2]
+            [2, 6, 14, 12, 24, 30, 6, 2, 1, 1, 5, 2, 1]
         } else {
-            [60, 2, 2, 2, 2, 2, 8, 2, 1, 1, 5, 6]
+            [60, 2, 2, 2, 2, 2, 8, 2, 1, 1, 5, 6, 40]
         };
         match turn.dice.weighted(&weights) {
             0 => vec![self.allocate(turn)],
@@ -219,6 +219,7 @@ impl Session {
                 Vec::new()
             }
             10 => vec![self.mangled(turn)],
+            12 => self.resume(turn).into_iter().collect(),
             _ => vec![binding(turn)],
         }
     }
@@ -280,6 +281,10 @@ impl Session {
         } else {
             wish_for_a_port(turn.dice, &mut request);
         }
+        if turn.dice.one_in(2) {
+            let ticket: &[u8] = if turn.dice.one_in(40) { &[7; 32] } else { &[] };
+            request.put(attribute::MOBILITY_TICKET, ticket);
+        }
         if turn.dice.one_in(4) {
             let lifetime = turn
                 .dice
@@ -288,6 +293,43 @@ impl Session {
             request.put(attribute::LIFETIME, &lifetime);
         }
         self.sign(turn, request)
+    }
+
+    /// Takes a mobile allocation over: mostly with its newest ticket and its user's credentials.
+    fn resume(&mut self, turn: &mut Turn<'_>) -> Option<Vec<u8>> {
+        let mobile = turn.ledger.some_mobile(turn.dice)?;
+        let ticket = if turn.dice.one_in(6) {
+            turn.dice.pick(&mobile.tickets)
+        } else {
+            mobile.tickets.last()?
+        };
+        let mut ticket = ticket.clone();
+        if turn.dice.one_in(40) {
+            let byte = turn.dice.below(ticket.len());
+            ticket[byte] ^= 1;
+        }
+        let mut request = Builder::new(kind::REFRESH, turn.dice.array());
+        request.put(attribute::MOBILITY_TICKET, &ticket);
+        if turn.dice.one_in(3) {
+            let lifetime = turn.dice.pick(&[0_u32, 600, 900]).to_be_bytes();
+            request.put(attribute::LIFETIME, &lifetime);
+        }
+        if turn.dice.one_in(30) {
+            request.put(attribute::REQUESTED_ADDRESS_FAMILY, &[2, 0, 0, 0]);
+        }
+        if turn.dice.one_in(12) {
+            self.nonce = mobile.nonce;
+        }
+        if !turn.dice.one_in(12) {
+            self.user = mobile.user;
+        }
+        // A session without an allocation acts as if it had this one.
+        if self.relayed.is_empty() {
+            self.relayed = mobile.relayed;
+            self.permitted = mobile.permitted;
+            self.channels = mobile.channels;
+        }
+        Some(self.sign(turn, request))
     }
 
     fn refresh(&mut self, turn: &mut Turn<'_>, lifetime: Option<u32>) -> Vec<u8> {
@@ -574,10 +616,25 @@ impl Session {
                 for relayed in &self.relayed {
                     turn.ledger.publish(*relayed);
                 }
+                if let Some(ticket) = answer.find(attribute::MOBILITY_TICKET) {
+                    turn.ledger.publish_mobile(Mobile {
+                        user: self.user,
+                        tickets: vec![ticket.to_vec()],
+                        nonce: self.nonce.clone(),
+                        relayed: self.relayed.clone(),
+                        permitted: Vec::new(),
+                        channels: Vec::new(),
+                    });
+                }
                 self.edges
                     .extend(answer.number(attribute::LIFETIME).map(seconds));
             }
             kind::REFRESH => {
+                let ticket = answer.find(attribute::MOBILITY_TICKET);
+                if let (Some(relayed), Some(ticket)) = (self.relayed.first(), ticket) {
+                    turn.ledger
+                        .update_mobile(*relayed, |mobile| mobile.tickets.push(ticket.to_vec()));
+                }
                 if answer.number(attribute::LIFETIME) == Some(0) {
                     let family = request.find(attribute::REQUESTED_ADDRESS_FAMILY);
                     let stays = |address: &SocketAddr| {
@@ -609,6 +666,12 @@ impl Session {
                 }
             }
             _ => {}
+        }
+        if let Some(relayed) = self.relayed.first() {
+            turn.ledger.update_mobile(*relayed, |mobile| {
+                mobile.permitted.clone_from(&self.permitted);
+                mobile.channels.clone_from(&self.channels);
+            });
         }
         let surplus = self.edges.len().saturating_sub(HISTORY);
         self.edges.drain(..surplus);

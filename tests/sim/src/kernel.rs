@@ -122,6 +122,7 @@ impl Kernel {
             }
             RelayCommand::OpenPort { .. }
             | RelayCommand::ClosePort { .. }
+            | RelayCommand::HandOver { .. }
             | RelayCommand::Notify(_) => {}
         }
     }

@@ -12,6 +12,7 @@ mod attempts;
 mod classic;
 mod credentials;
 pub mod metering;
+mod mobility;
 pub mod peers;
 mod reload;
 pub mod requests;
@@ -24,10 +25,12 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use towpath_proto::Timestamp;
+use towpath_proto::machine::ShardId;
 use towpath_proto::relay::DropReason;
 
 use attempts::Failures;
 use metering::{Metering, Toll};
+use mobility::Mobile;
 
 use crate::stun::{self, Parsed, TransactionId, attribute, kind};
 
@@ -174,6 +177,13 @@ pub struct Model {
     allocations: BTreeMap<Flow, Allocation>,
     opening: BTreeMap<Flow, Opening>,
     ports: BTreeMap<SocketAddr, Flow>,
+    /// The shards that ports were opened by.
+    made_in: BTreeMap<SocketAddr, ShardId>,
+    /// The mobile allocations, by their ports.
+    mobiles: BTreeMap<SocketAddr, Mobile>,
+    ended_tickets: BTreeSet<Vec<u8>>,
+    /// Where what arrived may show a client to be that was not there before.
+    arriving: Option<Flow>,
     /// When a nonce was issued, and with which list of password algorithms.
     nonces: BTreeMap<(SocketAddr, Vec<u8>), (Timestamp, Option<Vec<u8>>)>,
     deleted: BTreeSet<(Flow, TransactionId)>,
@@ -223,6 +233,10 @@ impl Model {
             allocations: BTreeMap::new(),
             opening: BTreeMap::new(),
             ports: BTreeMap::new(),
+            made_in: BTreeMap::new(),
+            mobiles: BTreeMap::new(),
+            ended_tickets: BTreeSet::new(),
+            arriving: None,
             nonces: BTreeMap::new(),
             deleted: BTreeSet::new(),
             reservations: BTreeMap::new(),
@@ -256,12 +270,14 @@ impl Model {
     /// A datagram from a client arrives at a listening address.
     pub fn client_datagram(&mut self, now: Timestamp, flow: Flow, payload: &[u8]) -> Expectation {
         use DropReason::{MalformedStun, Unrecognized, UnusableDatagram, WrongFingerprint};
+        self.arriving = None;
         if flow.client.port() == 0 {
             return vec![Alternative::Drop(&[UnusableDatagram])];
         }
         match payload.first() {
             None | Some(0x80..) => return vec![Alternative::Drop(&[Unrecognized])],
             Some(0x40..=0x7f) => {
+                self.expect_arrival(flow, None);
                 let expected = self.channel_data(now, flow, payload);
                 return self.metered(now, expected);
             }
@@ -278,6 +294,7 @@ impl Model {
             return vec![Alternative::Noticed];
         }
         if message.kind == kind::SEND {
+            self.expect_arrival(flow, None);
             let expected = self.send_indication(now, flow, &message);
             return self.metered(now, expected);
         }
@@ -410,7 +427,7 @@ impl Model {
             return vec![MALFORMED];
         };
         let not_bound = if overlong { MALFORMED } else { NOT_BOUND };
-        let Some(allocation) = self.allocations.get(&flow) else {
+        let Some(allocation) = self.at(flow) else {
             return vec![not_bound];
         };
         let Some((peer, until)) = allocation.channels.get(&number) else {
@@ -449,7 +466,7 @@ impl Model {
         let required = |kind: &u16| *kind < 0x8000 && !known.contains(kind);
         let unknown = message.attributes.iter().any(|(kind, _)| required(kind));
         let refused = vec![Alternative::Drop(REFUSED)];
-        let Some(allocation) = self.allocations.get(&flow) else {
+        let Some(allocation) = self.at(flow) else {
             return refused;
         };
         let peer = message.address(attribute::XOR_PEER_ADDRESS);
@@ -514,6 +531,7 @@ impl Model {
             "expected one of {expected:?}\nbut there was {observed:?}\n{}",
             self.about(observed)
         );
+        self.arrive(now, found.as_ref(), observed);
         if let Some(found) = &found {
             self.cover(found);
             self.meter(now, found);
@@ -633,6 +651,7 @@ impl Model {
         );
         let before = self.ports.insert(local, *flow);
         assert_eq!(before, None, "{local} is opened although it is open");
+        self.made_in.insert(local, self.shard_of(*flow));
         if let Some(token) = request.find(attribute::RESERVATION_TOKEN) {
             let reserved = self
                 .reservations
@@ -658,6 +677,7 @@ impl Model {
     fn check_close(&mut self, now: Timestamp, local: SocketAddr) {
         let flow = self.ports.remove(&local);
         let flow = flow.unwrap_or_else(|| panic!("{local} is closed although it is not open"));
+        self.made_in.remove(&local);
         let Some(allocation) = self.allocations.get_mut(&flow) else {
             panic!("{local} is closed while it is being opened for {flow:?}");
         };
@@ -671,13 +691,16 @@ impl Model {
             .retain(|address| address.local != local);
         if allocation.addresses.is_empty() {
             self.allocations.remove(&flow);
+            self.forget_tickets(local);
             return;
         }
+        let other = allocation.addresses[0].local;
         // RFC 8656 §8.1: what belongs to the other family stays.
         let stays = |ip: IpAddr| ip.is_ipv4() != local.is_ipv4();
         allocation.permissions.retain(|ip, _| stays(*ip));
         allocation.channels.retain(|_, (peer, _)| stays(peer.ip()));
         allocation.is_less = true;
+        self.keep_tickets(local, other);
         self.count("one of two addresses ended");
     }
 

@@ -108,6 +108,8 @@ enum Message {
 pub struct Notices {
     /// Allocations made.
     pub made: u64,
+    /// Allocations that followed their clients.
+    pub moved: u64,
     /// Allocations ended.
     pub ended: u64,
     /// What the ended ones relayed.
@@ -269,9 +271,16 @@ impl<M: Machine<Command = RelayCommand, Event = RelayEvent>> RelayHost<M> {
         {
             let Notices {
                 made,
+                moved,
                 ended,
                 traffic,
             } = self.notices;
+            let counted = self.counters().map(|c| c.allocations_moved.value());
+            assert_eq!(moved, counted.sum::<u64>());
+            assert_eq!(
+                moved,
+                self.model.coverage.get("moved").copied().unwrap_or(0)
+            );
             let totals = self.machine_totals();
             assert_eq!(made, ended, "allocations made and ended");
             assert_eq!(traffic.packets_to_peers, totals.packets_to_peers);
@@ -298,13 +307,56 @@ impl<M: Machine<Command = RelayCommand, Event = RelayEvent>> RelayHost<M> {
             client: *source,
             server: *destination,
         };
-        let expected = self.model.client_datagram(context.now, flow, payload);
         let at = (Socket::Listener(listener), destination.ip());
         let outputs =
             self.shards[usize::from(shard.0)]
                 .shell
                 .datagram(context.now, at, *source, payload);
+        if let [RelayCommand::HandOver { to, .. }] = outputs.commands[..] {
+            self.hand_over(context, (shard, to), flow, packet, &outputs);
+            return;
+        }
+        let expected = self.model.client_datagram(context.now, flow, payload);
         self.conclude(context, shard, expected, outputs);
+    }
+
+    /// Lets another shard answer a datagram: at once, or after a while.
+    fn hand_over(
+        &mut self,
+        context: &mut Context<'_>,
+        (from, to): (ShardId, ShardId),
+        flow: Flow,
+        packet: &Packet,
+        outputs: &Outputs<RelayCommand>,
+    ) {
+        let [
+            RelayCommand::HandOver {
+                listener,
+                local,
+                remote,
+                payload,
+                ..
+            },
+        ] = &outputs.commands[..]
+        else {
+            unreachable!("the caller saw it");
+        };
+        assert!(outputs.sent.is_empty() && self.new_drops(from).is_empty());
+        assert!(from != to && usize::from(to.0) < self.shards.len());
+        assert_eq!(*listener, self.listener_of(packet.destination));
+        assert_eq!((*local, *remote), (packet.destination.ip(), packet.source));
+        assert_eq!(payload[..], packet.payload[..]);
+        let may = self.model.may_be_handed_over(flow, &packet.payload);
+        assert!(may, "{packet:?} is {from:?}'s");
+        // What the kernel would do is compared with what the relay does at the same time.
+        if self.awaited.is_none() && self.dice.happens(self.faults.misdirected) {
+            let later = self
+                .dice
+                .duration(Duration::ZERO..Duration::from_micros(300));
+            self.post(context.now + later, Message::HandedOver(to, packet.clone()));
+        } else {
+            self.client_datagram(context, to, packet);
+        }
     }
 
     fn peer_datagram(&mut self, context: &mut Context<'_>, packet: &Packet) {
@@ -513,6 +565,9 @@ impl<M: Machine<Command = RelayCommand, Event = RelayEvent>> RelayHost<M> {
                     changes.push(PortChange::Close(local));
                 }
                 RelayCommand::SetRoute { .. } | RelayCommand::RemoveRoute { .. } => {}
+                RelayCommand::HandOver { to, .. } => {
+                    panic!("{shard:?} hands over to {to:?} what it has answered")
+                }
                 RelayCommand::Notify(notice) => self.notices.add(notice),
             }
         }
@@ -544,8 +599,10 @@ impl<M: Machine<Command = RelayCommand, Event = RelayEvent>> RelayHost<M> {
                 assert_eq!(self.owners.remove(&local), Some((shard, port)));
                 assert!(context.network.close(context.host, local));
             }
-            RelayCommand::SetRoute { .. } | RelayCommand::RemoveRoute { .. } => {}
-            RelayCommand::Notify(_) => {}
+            RelayCommand::SetRoute { .. }
+            | RelayCommand::RemoveRoute { .. }
+            | RelayCommand::HandOver { .. }
+            | RelayCommand::Notify(_) => {}
         }
     }
 
@@ -744,6 +801,10 @@ impl Notices {
         match notice {
             Notice::AllocationMade { .. } => self.made += 1,
             Notice::AddressEnded { .. } => {}
+            Notice::AllocationMoved { owner, from } => {
+                assert_ne!(owner.client, *from, "nobody has moved");
+                self.moved += 1;
+            }
             Notice::AllocationEnded { traffic, .. } => {
                 self.ended += 1;
                 self.traffic.packets_to_peers += traffic.packets_to_peers;

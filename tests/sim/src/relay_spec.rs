@@ -56,6 +56,8 @@ pub struct RelaySpec {
     pub faults: Faults,
     /// What becomes of packets that the kernel could forward.
     pub kernel_path: KernelPath,
+    /// Whether allocations may follow their clients.
+    pub mobility: bool,
 }
 
 /// The port every relay listens on.
@@ -83,6 +85,7 @@ impl RelaySpec {
             programs: Vec::new(),
             faults: Faults::none(),
             kernel_path: KernelPath::Off,
+            mobility: false,
         }
     }
 
@@ -216,6 +219,7 @@ impl RelaySpec {
                 deny: self.denied.iter().map(prefix).collect(),
             },
             limits: self.limits.clone(),
+            mobility: self.mobility,
             offload: self.kernel_path != KernelPath::Off,
             nonce_secret,
         }
@@ -248,6 +252,7 @@ impl RelaySpec {
             nonce_lifetime: towpath_proto::nonce::NONCE_LIFETIME,
             nonce_slack: Duration::from_secs(16),
             slack: SLACK,
+            mobility: self.mobility,
             ports_fail: self.faults.ports_fail()
                 || self
                     .programs

@@ -97,6 +97,7 @@ impl Run {
         spec.alternate_servers = others
             .map(|text| text.parse().expect("an address"))
             .collect();
+        spec.mobility = !dice.fork("mobility", 0).one_in(8);
         let mut kernel = dice.fork("routes", 0);
         spec.limits.max_routes = *kernel.pick(&[2, 6, 1 << 17, 1 << 17]);
         spec.faults.refused_routes = *kernel.pick(&[PerMillion(0), PerMillion(200_000)]);
@@ -199,7 +200,8 @@ impl Run {
     /// Changes who may use the relay and which peers they may reach.
     fn reload(&mut self) {
         let mut spec = self.spec.clone();
-        match self.dice.below(7) {
+        match self.dice.below(8) {
+            7 => spec.mobility = !spec.mobility,
             0 => spec.denied.push(ip("7.1.0.1")),
             1 => spec.denied.extend([ip("2a00:7::1"), ip("10.77.0.1")]),
             2 => drop(spec.users.remove(self.dice.below(spec.users.len()))),

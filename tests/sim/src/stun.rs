@@ -91,6 +91,8 @@ pub mod attribute {
     pub const ALTERNATE_SERVER: u16 = 0x8023;
     /// PASSWORD-ALGORITHMS.
     pub const PASSWORD_ALGORITHMS: u16 = 0x8002;
+    /// MOBILITY-TICKET.
+    pub const MOBILITY_TICKET: u16 = 0x8030;
     /// FINGERPRINT.
     pub const FINGERPRINT: u16 = 0x8028;
 }

@@ -28,8 +28,26 @@ struct Entries {
     sent: BTreeMap<u64, Entry>,
     relayed: Vec<SocketAddr>,
     tokens: Vec<(usize, Vec<u8>)>,
+    mobiles: Vec<Mobile>,
     received: u64,
     exact: bool,
+}
+
+/// A mobile allocation, as its client sees it: enough to take it over, rightly or not.
+#[derive(Clone, Debug)]
+pub struct Mobile {
+    /// Who made it.
+    pub user: usize,
+    /// Its tickets, the newest last.
+    pub tickets: Vec<Vec<u8>>,
+    /// A nonce of the client that made it.
+    pub nonce: Option<Vec<u8>>,
+    /// Its relayed addresses.
+    pub relayed: Vec<SocketAddr>,
+    /// Peers that it may reach.
+    pub permitted: Vec<SocketAddr>,
+    /// Its channels.
+    pub channels: Vec<(u16, SocketAddr)>,
 }
 
 #[derive(Debug)]
@@ -46,6 +64,7 @@ impl Ledger {
             sent,
             relayed,
             tokens,
+            mobiles: Vec::new(),
             received: 0,
             exact,
         })))
@@ -134,6 +153,29 @@ impl Ledger {
         latest
             .find(|(owner, _)| *owner == user)
             .map(|(_, token)| token.clone())
+    }
+
+    /// A client was given a ticket for a new allocation.
+    pub fn publish_mobile(&self, mobile: Mobile) {
+        self.0.borrow_mut().mobiles.push(mobile);
+    }
+
+    /// Changes what is known of a mobile allocation.
+    pub fn update_mobile(&self, relayed: SocketAddr, update: impl FnOnce(&mut Mobile)) {
+        let mut entries = self.0.borrow_mut();
+        let mut latest = entries.mobiles.iter_mut().rev();
+        if let Some(mobile) = latest.find(|mobile| mobile.relayed.contains(&relayed)) {
+            update(mobile);
+        }
+    }
+
+    /// A mobile allocation: mostly one of the last.
+    pub fn some_mobile(&self, dice: &mut Dice) -> Option<Mobile> {
+        let entries = self.0.borrow();
+        let last = entries.mobiles.len().saturating_sub(3);
+        let from = if dice.one_in(6) { 0 } else { last };
+        let some = entries.mobiles.get(from..)?;
+        (!some.is_empty()).then(|| dice.pick(some).clone())
     }
 
     /// One of the relayed addresses that clients were given so far.

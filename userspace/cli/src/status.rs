@@ -84,7 +84,15 @@ impl Display for Shown<'_> {
         line(
             f,
             "allocations",
-            format_args!("{} ({} made)", status.allocations, status.allocations_made),
+            format_args!(
+                "{} ({} made{})",
+                status.allocations,
+                status.allocations_made,
+                match status.allocations_moved {
+                    0 => String::new(),
+                    moved => format!(", {moved} moves"),
+                }
+            ),
         )?;
         let (first, last) = status.port_range;
         let free = status.ports.saturating_sub(status.ports_in_use);

@@ -61,6 +61,9 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "PER_SECOND", default_value_t = 500,
           value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     rate: u32,
+    /// Have both clients send from other ports than they began with; their allocations follow (RFC 8016)
+    #[arg(long)]
+    mobility: bool,
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
@@ -76,6 +79,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         count,
         size,
         rate,
+        mobility,
         json,
         places,
     } = arguments;
@@ -90,6 +94,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         server,
         credentials: Arc::new(credentials),
         ipv6: target.ipv6,
+        moves: mobility,
         count,
         size: usize::from(size),
         rate,
@@ -134,6 +139,8 @@ struct Report {
     allocate_us: f64,
     /// Time for both permissions and both channels, in microseconds.
     channel_us: f64,
+    /// Time until both allocations had followed their clients to other ports, in microseconds.
+    moved_us: Option<f64>,
     size_bytes: usize,
     rate_per_s: u32,
     sent: u32,
@@ -163,6 +170,7 @@ impl Report {
             relayed: run.relayed,
             allocate_us: us(run.allocate),
             channel_us: us(run.channel),
+            moved_us: run.moved.map(us),
             size_bytes: plan.size,
             rate_per_s: plan.rate,
             sent: run.sent,
@@ -185,6 +193,9 @@ impl Report {
         let _ = writeln!(text, "  relayed      A {a}, B {b}");
         let _ = writeln!(text, "  allocations  {}", time(self.allocate_us));
         let _ = writeln!(text, "  channels     {}", time(self.channel_us));
+        if let Some(us) = self.moved_us {
+            let _ = writeln!(text, "  moved        {}", time(us));
+        }
         let percent = f64::from(self.lost) * 100.0 / f64::from(self.lost + self.received).max(1.0);
         let _ = writeln!(
             text,

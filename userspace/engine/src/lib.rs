@@ -8,7 +8,7 @@
 //!  listeners ─┐                    ┌─ in place ──────────────┐
 //!  relayed   ─┴▶ driver ─▶ shard ─▶ machine ─▶ poll_transmit ─┴▶ outbox (runs, GSO) ─▶ driver
 //!  ports                  ▲  │        │
-//!                mailbox ─┘  └─ host ◀┴─ commands: open and close relayed ports
+//!                mailbox ─┘  └─ host ◀┴─ commands: open and close relayed ports, hand datagrams over
 //! ```
 //!
 //! The wake protocol of the mailboxes is checked with loom:
@@ -38,6 +38,6 @@ pub use config::{Driver, EngineConfig, MAX_LISTENERS, MAX_PORTS_PER_SHARD, MAX_S
 pub use counters::{Counter, EngineCounters};
 pub use engine::{Engine, Host, StartError};
 pub use mailbox::{Full, Mailbox};
-pub use ports::{OpenError, Ports};
+pub use ports::{Handover, OpenError, Ports};
 pub use probe::{Capability, DriverInUse, Report};
 pub use steering::Steering;

@@ -1,13 +1,14 @@
-//! Who owns relayed ports: what a [`Host`](crate::Host) may ask of the shard's driver.
+//! Who owns relayed ports, and the way to other shards: what a [`Host`](crate::Host) may ask of the
+//! shard's driver.
 //!
 //! Nothing here says that a relayed port has a socket of its own. Today it has; a range of ports
 //! that is steered to one socket fits behind the same trait.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
-use towpath_proto::machine::PortId;
+use towpath_proto::machine::{ListenerId, PortId, ShardId};
 
-/// Opens and closes the relayed ports of one shard.
+/// Opens and closes the relayed ports of one shard, and passes datagrams on to other shards.
 pub trait Ports {
     /// Binds `local` as the relayed port `port`; datagrams for it arrive from now on.
     fn open(&mut self, port: PortId, local: SocketAddr) -> Result<(), OpenError>;
@@ -15,6 +16,23 @@ pub trait Ports {
     /// Closes `port`, which may be used again at once; its address is free a round later, when the
     /// kernel has ended what it does there. An unknown port is ignored.
     fn close(&mut self, port: PortId);
+
+    /// Gives a datagram to another shard, whose machine gets it like one that arrived there. Where too
+    /// many wait for that shard already it is dropped and counted.
+    fn hand_over(&mut self, to: ShardId, datagram: Handover);
+}
+
+/// A datagram that arrived at another shard than the one whose it is.
+#[derive(Debug)]
+pub struct Handover {
+    /// The listening address it arrived at.
+    pub listener: ListenerId,
+    /// The local address it was sent to.
+    pub local: IpAddr,
+    /// Who sent it.
+    pub remote: SocketAddr,
+    /// What it holds.
+    pub payload: Box<[u8]>,
 }
 
 /// Why a relayed port could not be opened.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crossbeam::queue::ArrayQueue;
 use towpath_proto::machine::{
-    Datagram, ListenerId, ShardId, Socket, TRANSMIT_BUFFER_BYTES, Transmit,
+    Datagram, ListenerId, PortId, ShardId, Socket, TRANSMIT_BUFFER_BYTES, Transmit,
 };
 use towpath_proto::{Machine, Timestamp};
 
@@ -17,7 +17,7 @@ use crate::governor::RunMeter;
 use crate::mailbox::{Bell, Mailbox};
 use crate::outbox::{Outbox, Place};
 use crate::sockets::Sockets;
-use crate::{Host, Steering};
+use crate::{Handover, Host, OpenError, Ports, Steering};
 
 /// Messages and datagrams of other shards taken in one round.
 const MAX_PER_ROUND: usize = 1024;
@@ -35,15 +35,6 @@ const LIMITS_ENDED: u32 = 1024;
 /// Datagrams of other shards that wait for a shard at most.
 pub(crate) const MAX_HANDOVERS: usize = 1024;
 
-/// A datagram that arrived at the wrong shard.
-#[derive(Debug)]
-pub(crate) struct Handover {
-    listener: ListenerId,
-    local: IpAddr,
-    remote: SocketAddr,
-    payload: Box<[u8]>,
-}
-
 /// The way into a shard for datagrams of its clients that arrived elsewhere.
 #[derive(Clone, Debug)]
 pub(crate) struct Neighbour {
@@ -57,6 +48,43 @@ impl Neighbour {
             handovers: Arc::new(ArrayQueue::new(MAX_HANDOVERS)),
             bell,
         }
+    }
+
+    /// Leaves a datagram for the shard, which has to be woken.
+    fn leave(&self, datagram: Handover, counters: &EngineCounters) {
+        let fits = datagram.payload.len() <= TRANSMIT_BUFFER_BYTES;
+        let counter = if fits && self.handovers.push(datagram).is_ok() {
+            Counter::HandedOver
+        } else {
+            Counter::DropHandoverFull
+        };
+        counters.add(counter, 1);
+    }
+}
+
+/// What a host may ask for while it runs a command.
+struct Desk<'a> {
+    sockets: &'a mut Sockets,
+    neighbours: &'a [Neighbour],
+    counters: &'a EngineCounters,
+}
+
+impl Ports for Desk<'_> {
+    fn open(&mut self, port: PortId, local: SocketAddr) -> Result<(), OpenError> {
+        self.sockets.open(port, local)
+    }
+
+    fn close(&mut self, port: PortId) {
+        self.sockets.close(port);
+    }
+
+    fn hand_over(&mut self, to: ShardId, datagram: Handover) {
+        let Some(neighbour) = self.neighbours.get(usize::from(to.0)) else {
+            self.counters.add(Counter::DropHandoverFull, 1);
+            return;
+        };
+        neighbour.leave(datagram, self.counters);
+        neighbour.bell.ring();
     }
 }
 
@@ -304,7 +332,12 @@ impl<M: Machine, H: Host<M>> Shard<M, H> {
             while let Some(command) = self.machine.poll_command() {
                 idle = false;
                 commands += 1;
-                if let Some(event) = self.host.execute(command, &mut self.sockets) {
+                let mut desk = Desk {
+                    sockets: &mut self.sockets,
+                    neighbours: &self.neighbours,
+                    counters: &self.counters,
+                };
+                if let Some(event) = self.host.execute(command, &mut desk) {
                     self.machine.handle_event(self.now, event);
                 }
                 if commands >= MAX_COMMANDS_PER_ROUND {
@@ -374,13 +407,7 @@ impl<M: Machine, H: Host<M>> Shard<M, H> {
                 remote: received.remote,
                 payload: payload.into(),
             };
-            let fits = payload.len() <= TRANSMIT_BUFFER_BYTES;
-            let counter = if fits && neighbour.handovers.push(handover).is_ok() {
-                Counter::HandedOver
-            } else {
-                Counter::DropHandoverFull
-            };
-            self.counters.add(counter, 1);
+            neighbour.leave(handover, &self.counters);
         }
         neighbour.bell.ring();
     }

@@ -10,11 +10,11 @@ use std::sync::Arc;
 
 use towpath_proto::machine::{ListenerId, PortId, Socket, Transmit};
 
+use crate::OpenError;
 use crate::counters::{Counter, EngineCounters};
 use crate::governor::Governor;
 use crate::outbox::Egress;
 use crate::socket::{open_relayed, receive_buffer, set_receive_buffer};
-use crate::{OpenError, Ports};
 
 const NONE: u32 = u32::MAX;
 
@@ -299,10 +299,9 @@ impl Sockets {
         };
         self.counters.add(counter, 1);
     }
-}
 
-impl Ports for Sockets {
-    fn open(&mut self, port: PortId, local: SocketAddr) -> Result<(), OpenError> {
+    /// See [`Ports::open`](crate::Ports::open).
+    pub(crate) fn open(&mut self, port: PortId, local: SocketAddr) -> Result<(), OpenError> {
         let place = port.0 as usize;
         let taken = self.ports.get(place).is_some_and(|&index| index != NONE);
         if port.0 >= self.max_ports || taken {
@@ -323,7 +322,8 @@ impl Ports for Sockets {
         Ok(())
     }
 
-    fn close(&mut self, port: PortId) {
+    /// See [`Ports::close`](crate::Ports::close).
+    pub(crate) fn close(&mut self, port: PortId) {
         let Some(index) = self.ports.get_mut(port.0 as usize) else {
             return;
         };

@@ -216,6 +216,37 @@ fn what_arrives_at_a_wrong_shard_is_handed_to_the_right_one() {
     }
 }
 
+#[test]
+fn a_machine_hands_a_datagram_to_another_shard_which_answers_it() {
+    for driver in DRIVERS {
+        let engine = start(EngineConfig {
+            shards: 3,
+            ..config(driver, &["127.0.0.1:0"])
+        });
+        let client = client(engine.listeners()[0]);
+        let hand_to = |shard: u16, rest: &[u8]| {
+            let mut request = b"h".to_vec();
+            request.extend(shard.to_be_bytes());
+            request.extend(rest);
+            request
+        };
+        for shard in 0..3_u16 {
+            assert_eq!(ask(&client, &hand_to(shard, b"s")), shard.to_be_bytes());
+        }
+        let sum = |counter| -> u64 {
+            let value = |shard| engine.counters(ShardId(shard)).unwrap().value(counter);
+            (0..3).map(value).sum()
+        };
+        assert_eq!(sum(Counter::HandedOver), 3);
+        client.send(&hand_to(3, b"s")).unwrap();
+        client.send(&hand_to(1, &[b'e'; 4000])).unwrap();
+        eventually("no such shard, and too long", || {
+            sum(Counter::DropHandoverFull) == 2
+        });
+        assert_eq!(ask(&client, b"e"), b"e");
+    }
+}
+
 /// Destination options of everything a socket sends.
 const IPV6_DSTOPTS: i32 = 59;
 

@@ -10,6 +10,7 @@ mod attempts;
 mod config;
 mod counters;
 mod event;
+mod moved;
 mod outbox;
 mod quota;
 mod request;
@@ -33,6 +34,7 @@ pub use users::{Credential, User, Users};
 
 pub use crate::turn::server::NewPeers;
 
+pub(crate) use moved::Place;
 pub(crate) use outbox::MAX_ANSWER_BYTES;
 pub(crate) use quota::Network;
 pub(crate) use request::{Endpoint, Envelope, Refusal, Request};
@@ -55,13 +57,14 @@ use crate::ports::PortPool;
 use crate::slots::Slots;
 use crate::stun::behavior::Discovery;
 use crate::timer::Timers;
-use crate::turn::server::{Allocations, Deleted, Relayed, Routes, is_in_a_loop};
+use crate::turn::server::{Allocations, Deleted, Mobiles, Relayed, Routes, is_in_a_loop};
 use crate::wire::{Class, Kind, Message, Method, ParseError, classify};
 use crate::{Machine, Timestamp, WallClock};
 use outbox::Outbox;
 
-/// Notices wait here up to this many; further ones are counted and lost.
-const MAX_COMMANDS_WITH_NOTICES: usize = 4096;
+/// Notices and datagrams for other shards wait here while there are no more commands than this;
+/// further ones are counted and lost.
+const MAX_COMMANDS_THAT_WAIT: usize = 4096;
 
 /// Timers and allocations looked at in one call of `handle_timeout`.
 const TIMEOUT_BUDGET: u32 = 256;
@@ -85,6 +88,7 @@ pub struct Relay {
     pub(crate) allocations: Allocations,
     pub(crate) timers: Timers<PortId>,
     pub(crate) deleted: Deleted,
+    pub(crate) mobiles: Mobiles,
     /// Tokens of reserved ports by the end of their time.
     pub(crate) reserved: VecDeque<(Timestamp, [u8; 8])>,
     pub(crate) outbox: Outbox,
@@ -133,6 +137,7 @@ impl Relay {
             nonces: NonceKey::new(&config.nonce_secret),
             clock: None,
             allocations: Allocations::new(&mut rng),
+            mobiles: Mobiles::new(&config, shard, &mut rng),
             stranger_paces: shared.strangers().paces(&config.limits.strangers),
             discovery,
             next_alternate: usize::from(shard.0),
@@ -177,10 +182,13 @@ impl Relay {
             Kind::Stun => self.stun(now, from, datagram.payload),
             Kind::ChannelData | Kind::Other => Err(DropReason::Unrecognized),
         };
-        outcome.unwrap_or_else(|reason| self.dropped(reason))
+        outcome.unwrap_or_else(|reason| match reason {
+            DropReason::NoAllocation => self.data_without_allocation(now, listener, datagram),
+            reason => self.dropped(reason),
+        })
     }
 
-    fn stun(
+    pub(crate) fn stun(
         &mut self,
         now: Timestamp,
         from: Endpoint,
@@ -236,6 +244,10 @@ impl Relay {
     }
 
     fn request(&mut self, now: Timestamp, request: &Request<'_>) {
+        if let Some(shard) = self.shard_of_request(request) {
+            self.hand_over(shard, request.from, request.message.as_bytes());
+            return;
+        }
         self.counters.requests(request.kind).increment();
         match request.kind {
             RequestKind::Binding => self.binding(now, request),
@@ -303,11 +315,27 @@ impl Relay {
     }
 
     pub(crate) fn notify(&mut self, notice: Notice) {
-        if self.commands.len() < MAX_COMMANDS_WITH_NOTICES {
+        if self.commands.len() < MAX_COMMANDS_THAT_WAIT {
             self.commands.push_back(RelayCommand::Notify(notice));
         } else {
             self.counters.notices_lost.increment();
         }
+    }
+
+    /// Gives a datagram from a client to another shard.
+    #[cold]
+    pub(crate) fn hand_over(&mut self, to: ShardId, from: Endpoint, payload: &[u8]) {
+        if self.commands.len() >= MAX_COMMANDS_THAT_WAIT {
+            self.dropped(DropReason::OutputFull);
+            return;
+        }
+        self.commands.push_back(RelayCommand::HandOver {
+            to,
+            listener: from.listener,
+            local: from.server,
+            remote: from.client,
+            payload: payload.into(),
+        });
     }
 
     /// Brings the counts of what exists up to date.
@@ -331,6 +359,9 @@ impl Machine for Relay {
             Socket::Listener(listener) if classify(datagram.payload) == Kind::ChannelData => {
                 match self.channel_data(now, listener, local, remote, datagram.payload) {
                     Ok(out) => Some(out.transmit()),
+                    Err(DropReason::NoAllocation) => {
+                        self.data_without_allocation(now, listener, &datagram)
+                    }
                     Err(reason) => self.dropped(reason),
                 }
             }

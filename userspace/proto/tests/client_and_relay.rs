@@ -18,7 +18,8 @@ use towpath_proto::relay::{
 };
 use towpath_proto::stun::{BindingClient, Schedule};
 use towpath_proto::turn::client::{
-    Allocation, Client, ClientConfig, Credentials, Event, Received, RequestError, SendError,
+    Allocation, Client, ClientConfig, Credentials, Event, MoveError, Received, RequestError,
+    SendError,
 };
 use towpath_proto::wire::TransactionId;
 use towpath_proto::wire::attribute::{Algorithm, Family};
@@ -52,6 +53,7 @@ fn relay_config() -> RelayConfig {
         users: [("alice", alice)].into_iter().collect(),
         access: AccessRules::default(),
         limits: RelayLimits::default(),
+        mobility: true,
         offload: false,
         nonce_secret: [3; 32],
     }
@@ -68,12 +70,17 @@ struct World {
     /// What left a relayed port: from, to, bytes.
     at_peers: Vec<(SocketAddr, SocketAddr, Vec<u8>)>,
     at_client: Vec<(SocketAddr, Vec<u8>)>,
+    /// What went to an address that the client has left.
+    astray: Vec<Vec<u8>>,
     events: Vec<Event>,
 }
 
 impl World {
     fn new(password: &str) -> Self {
-        let config = relay_config();
+        Self::with(relay_config(), password)
+    }
+
+    fn with(config: RelayConfig, password: &str) -> Self {
         config.validate().unwrap();
         let shared = Arc::new(RelayShared::new(&config));
         let credentials = Credentials::new("alice".into(), password.into()).unwrap();
@@ -81,6 +88,7 @@ impl World {
             server: address("5.5.5.5:3478"),
             credentials: Arc::new(credentials),
             lifetime: None,
+            mobility: true,
             schedule: Schedule::STANDARD,
         };
         Self {
@@ -92,6 +100,7 @@ impl World {
             fails_ports: false,
             at_peers: Vec::new(),
             at_client: Vec::new(),
+            astray: Vec::new(),
             events: Vec::new(),
         }
     }
@@ -134,6 +143,9 @@ impl World {
                     self.ports.remove(&port).unwrap();
                 }
                 RelayCommand::SetRoute { .. } | RelayCommand::RemoveRoute { .. } => {}
+                RelayCommand::HandOver { to, .. } => {
+                    panic!("a relay of one shard hands over to {to:?}")
+                }
                 RelayCommand::Notify(_) => {}
             }
         }
@@ -181,7 +193,10 @@ impl World {
                     .push((self.ports[&port], transmit.destination, bytes));
             }
             Socket::Listener(_) => {
-                assert_eq!(transmit.destination, self.client_address);
+                if transmit.destination != self.client_address {
+                    self.astray.push(bytes);
+                    return;
+                }
                 let server = address("5.5.5.5:3478");
                 if let Received::Data { peer, payload } =
                     self.client.handle_datagram(self.now, server, &bytes)
@@ -302,6 +317,54 @@ fn a_release_gives_the_port_back() {
     assert!(world.ports.is_empty());
     world.events.clear();
     world.allocate(None);
+}
+
+#[test]
+fn an_allocation_follows_its_client_from_address_to_address() {
+    let mut world = World::new("secret");
+    let (permitted, bound) = (address("9.9.9.9:7000"), address("9.9.9.10:7000"));
+    let relayed = world.allocate(None).relayed;
+    assert!(world.client.is_mobile());
+    world.client.permit(world.now, permitted.ip()).unwrap();
+    world.client.bind_channel(world.now, bound).unwrap();
+    world.run();
+    world.events.clear();
+    let places = ["198.51.100.9:4001", "203.0.114.7:80", "198.51.100.9:4000"];
+    for (round, place) in (1..).zip(places) {
+        world.client_address = address(place);
+        world.client.rebind(world.now).unwrap();
+        // What was asked for meanwhile waits for the new address.
+        let late = IpAddr::from([9, 9, 8, round]);
+        world.client.permit(world.now, late).unwrap();
+        world.run();
+        let created = Event::PermissionCreated(late);
+        assert!(world.events.contains(&created), "{:?}", world.events);
+        assert!(world.events.contains(&Event::Moved), "{:?}", world.events);
+        // The client has sent nothing but requests from there.
+        world.arrive_from_peer(bound, relayed, b"from peer");
+        assert_eq!(world.at_client.pop(), Some((bound, b"from peer".to_vec())));
+        exchange(&mut world, relayed, permitted);
+        exchange(&mut world, relayed, bound);
+        world.events.clear();
+        world.pass(Duration::from_secs(400));
+    }
+    assert!(world.astray.is_empty(), "{:?}", world.astray);
+    assert_eq!(world.ports.len(), 1);
+    world.client_address = address("198.51.100.9:4002");
+    world.client.rebind(world.now).unwrap();
+    world.client.release(world.now);
+    world.run();
+    assert!(world.ports.is_empty(), "released from the new address");
+}
+
+#[test]
+fn where_mobility_is_forbidden_there_is_an_allocation_without_it() {
+    let mut config = relay_config();
+    config.mobility = false;
+    let mut world = World::with(config, "secret");
+    world.allocate(None);
+    assert!(!world.client.is_mobile());
+    assert_eq!(world.client.rebind(world.now), Err(MoveError::NotMobile));
 }
 
 #[test]

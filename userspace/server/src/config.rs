@@ -85,6 +85,8 @@ pub struct RelaySection {
     pub software: bool,
     /// Servers that clients are sent to while this one drains or is full.
     pub alternate_servers: Vec<SocketAddr>,
+    /// Whether allocations may follow their clients to other addresses.
+    pub mobility: bool,
 }
 
 /// The `[stun]` section.

@@ -172,7 +172,12 @@ impl Out<'_, '_> {
         })?;
         self.shard_counter("allocations_made", "Allocations made", |shard| {
             shard.relay.allocations_made.value()
-        })
+        })?;
+        self.shard_counter(
+            "allocations_moved",
+            "Times that an allocation followed its client to another address",
+            |shard| shard.relay.allocations_moved.value(),
+        )
     }
 
     fn quotas(&mut self) -> fmt::Result {

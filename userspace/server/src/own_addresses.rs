@@ -88,6 +88,7 @@ mod tests {
             users: Users::new(),
             access: Default::default(),
             limits: RelayLimits::default(),
+            mobility: false,
             offload: false,
             nonce_secret: [0; 32],
         };

@@ -124,6 +124,7 @@ impl Plan {
             users,
             access: config.access.clone(),
             limits: config.limits.relay.clone(),
+            mobility: config.relay.mobility,
             offload: false,
             nonce_secret,
         };

@@ -1,11 +1,11 @@
 //! What runs on a shard for the relay besides its machine: opening ports, routes in the kernel,
-//! passing on notices.
+//! handing datagrams over, passing on notices.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crossbeam::queue::ArrayQueue;
-use towpath_engine::{OpenError, Ports};
+use towpath_engine::{Handover, OpenError, Ports};
 use towpath_proto::relay::{Notice, PortError, Relay, RelayCommand, RelayEvent};
 
 use crate::offload::Offload;
@@ -77,6 +77,22 @@ impl towpath_engine::Host<Relay> for Host {
                 if let Some(offload) = &mut self.offload {
                     offload.remove(&key);
                 }
+                None
+            }
+            RelayCommand::HandOver {
+                to,
+                listener,
+                local,
+                remote,
+                payload,
+            } => {
+                let datagram = Handover {
+                    listener,
+                    local,
+                    remote,
+                    payload,
+                };
+                ports.hand_over(to, datagram);
                 None
             }
             RelayCommand::Notify(notice) => {

@@ -50,6 +50,8 @@ pub struct Status {
     pub allocations: u64,
     /// Allocations made.
     pub allocations_made: u64,
+    /// Times that an allocation followed its client to another address.
+    pub allocations_moved: u64,
     /// Relayed ports in use now.
     pub ports_in_use: u64,
     /// Relayed ports there can be.
@@ -305,6 +307,7 @@ impl Status {
             users: relay.users.len() as u64,
             allocations: vitals.sum(|shard| shard.relay.allocations.value()),
             allocations_made: vitals.sum(|shard| shard.relay.allocations_made.value()),
+            allocations_moved: vitals.sum(|shard| shard.relay.allocations_moved.value()),
             ports_in_use: vitals.ports_in_use(),
             ports: vitals.relayed_ports,
             quotas: quotas(vitals),

@@ -38,7 +38,13 @@ impl Model {
         self.check_protection(request, &answer);
         match request.kind {
             kind::ALLOCATE => self.allocated(now, flow, request, &answer, bytes),
-            kind::REFRESH => self.refreshed(now, flow, request, &answer, closes),
+            kind::REFRESH => match request.find(attribute::MOBILITY_TICKET) {
+                Some(ticket) => self.resumed(now, flow, request, &answer, ticket, closes),
+                None => {
+                    assert_eq!(answer.find(attribute::MOBILITY_TICKET), None);
+                    self.refreshed(now, (flow, flow), request, &answer, closes);
+                }
+            },
             kind::CREATE_PERMISSION => {
                 let allocation = self.allocations.get_mut(&flow);
                 let allocation = allocation.expect("the request was found to fit an allocation");
@@ -88,8 +94,10 @@ impl Model {
             Some(flow.client)
         );
         if let Some(allocation) = self.allocations.get(&flow) {
+            // Where it has moved, it has another ticket.
+            let same = allocation.answer == bytes || allocation.answer.is_empty();
             assert!(
-                allocation.answer == bytes || allocation.is_less,
+                same || allocation.is_less,
                 "a retransmission is answered the same"
             );
             return;
@@ -146,6 +154,7 @@ impl Model {
             is_less: false,
         };
         self.allocations.insert(flow, allocation);
+        self.given_ticket(opened[0], request, answer);
     }
 
     /// The addresses that a success tells are those of the ports that were opened, and of two families
@@ -218,21 +227,23 @@ impl Model {
         assert_eq!(refused, expected.as_ref().map(|value| &value[..]));
     }
 
-    fn refreshed(
+    /// A Refresh for the allocation at `at` was answered with success at `flow`. Returns whether it
+    /// has a new lifetime.
+    pub(super) fn refreshed(
         &mut self,
         now: Timestamp,
-        flow: Flow,
+        (at, flow): (Flow, Flow),
         request: &Parsed,
         answer: &Parsed,
         closes: bool,
-    ) {
+    ) -> bool {
         let lifetime = self.granted(now, request);
         let time_limit = self.rules.time_limit(request);
         let told = answer.number(attribute::LIFETIME);
         let again = self.deleted.contains(&(flow, request.id)) && !closes;
-        let Some(allocation) = self.allocations.get_mut(&flow).filter(|_| !again) else {
+        let Some(allocation) = self.allocations.get_mut(&at).filter(|_| !again) else {
             assert_eq!(told, Some(0), "a deletion may be confirmed twice");
-            return;
+            return false;
         };
         let family = request.find(attribute::REQUESTED_ADDRESS_FAMILY);
         let v4 = family.map(|value| value[0] == 1);
@@ -242,18 +253,19 @@ impl Model {
             assert_eq!(told, Some(0));
             addresses.for_each(|address| address.deleted = true);
             self.deleted.insert((flow, request.id));
-            return;
+            return false;
         }
         assert_eq!(told, Some(seconds(lifetime)));
         // What has expired is not brought back.
         let addresses = addresses.filter(|address| address.expires > now);
         addresses.for_each(|address| address.expires = now + lifetime);
         allocation.time_limit = time_limit;
+        true
     }
 
     /// RFC 8656 §7.2: what was asked for, between the default and the longest; and no longer than the
     /// credential lasts.
-    fn granted(&self, now: Timestamp, request: &Parsed) -> Duration {
+    pub(super) fn granted(&self, now: Timestamp, request: &Parsed) -> Duration {
         let asked = request.number(attribute::LIFETIME).map(u64::from);
         let asked = asked.map_or(Duration::ZERO, Duration::from_secs);
         let lifetime = asked.clamp(self.rules.default_lifetime, self.rules.max_lifetime);

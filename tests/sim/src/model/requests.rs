@@ -42,19 +42,26 @@ impl Judgement {
         }
     }
 
-    fn refused(codes: impl IntoIterator<Item = u16>) -> Self {
+    pub(super) fn refused(codes: impl IntoIterator<Item = u16>) -> Self {
         Self {
             codes: codes.into_iter().collect(),
             ..Self::default()
         }
     }
 
-    fn or_code(mut self, code: u16) -> Self {
+    pub(super) fn silence(reasons: &'static [DropReason]) -> Self {
+        Self {
+            silence: Some(reasons),
+            ..Self::default()
+        }
+    }
+
+    pub(super) fn or_code(mut self, code: u16) -> Self {
         self.codes.insert(code);
         self
     }
 
-    fn or(mut self, other: Self) -> Self {
+    pub(super) fn or(mut self, other: Self) -> Self {
         self.success |= other.success;
         self.opening |= other.opening;
         self.codes.extend(other.codes);
@@ -98,6 +105,16 @@ impl Model {
             && codes.contains(&401)
         {
             self.failures.note(now, flow, &request);
+        }
+        if matches!(
+            request.kind,
+            kind::REFRESH | kind::CREATE_PERMISSION | kind::CHANNEL_BIND
+        ) && request.find(attribute::MOBILITY_TICKET).is_none()
+            && !self.deleted.contains(&(flow, request.id))
+            && let Sender::User(user) | Sender::UserUnlessStale(user) =
+                self.sender(now, flow, &request)
+        {
+            self.expect_arrival(flow, Some(&user));
         }
         let mut judgement = match request.kind {
             kind::BINDING => {
@@ -282,7 +299,12 @@ impl Model {
             };
         }
         let Some(allocation) = self.allocations.get(&flow) else {
-            return self.judge_new(now, flow, request, user);
+            let mismatch = Judgement::refused([437]);
+            return match self.is_awaited(now, flow) {
+                Alive::Yes => mismatch,
+                Alive::Maybe => mismatch.or(self.judge_new(now, flow, request, user)),
+                Alive::No => self.judge_new(now, flow, request, user),
+            };
         };
         let existing = if allocation.made_by == request.id {
             Judgement::success()
@@ -322,6 +344,7 @@ impl Model {
         if contradiction {
             codes.insert(400);
         }
+        codes.extend(self.judge_wish_for_mobility(request));
         let families = match additional {
             Some(_) => vec![true, false],
             None => vec![wants_v4],
@@ -425,11 +448,12 @@ impl Model {
     ) -> bool {
         let rules = &self.rules;
         let shard = self.shard_of(flow);
-        let in_shard = |(local_port, other): &(&SocketAddr, &Flow)| {
+        let in_shard = |local_port: &&SocketAddr| {
             let home = shard_of_port(local_port.port(), rules.shards);
-            local_port.ip() == local && (self.shard_of(**other) == shard || home == shard)
+            let made_in = self.made_in.get(local_port);
+            local_port.ip() == local && (made_in == Some(&shard) || home == shard)
         };
-        let used = self.ports.iter().filter(in_shard).count();
+        let used = self.ports.keys().filter(in_shard).count();
         let (first, last) = (*rules.port_range.start(), *rules.port_range.end());
         let whole_pairs = usize::from(last).div_ceil(2) - usize::from(first).div_ceil(2);
         let share = whole_pairs / usize::from(rules.shards) * 2;
@@ -442,7 +466,7 @@ impl Model {
         rules.ports_fail || used + reserved >= sure
     }
 
-    fn shard_of(&self, flow: Flow) -> ShardId {
+    pub(super) fn shard_of(&self, flow: Flow) -> ShardId {
         shard_of(self.rules.steering_key, flow.client, self.rules.shards)
     }
 
@@ -497,8 +521,13 @@ impl Model {
 
     /// Refresh, CreatePermission and ChannelBind need an allocation of the same user.
     fn judge_within(&self, now: Timestamp, flow: Flow, request: &Parsed, user: &str) -> Judgement {
+        if request.kind == kind::REFRESH
+            && let Some(ticket) = request.find(attribute::MOBILITY_TICKET)
+        {
+            return self.judge_ticket(now, flow, request, user, ticket);
+        }
         let mismatch = Judgement::refused([437]);
-        let Some(allocation) = self.allocations.get(&flow) else {
+        let Some(allocation) = self.at(flow) else {
             return mismatch;
         };
         let judgement = if allocation.user != user {
@@ -572,7 +601,7 @@ impl Model {
     }
 
     /// RFC 8656 §8.2: a family that "does not match the address family of the allocation" is a 443.
-    fn judge_refresh(
+    pub(super) fn judge_refresh(
         &self,
         now: Timestamp,
         allocation: &Allocation,

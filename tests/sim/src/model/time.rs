@@ -58,6 +58,8 @@ pub struct Rules {
     pub nonce_slack: Duration,
     /// How late a port may be closed.
     pub slack: Duration,
+    /// Whether allocations may follow their clients.
+    pub mobility: bool,
     /// Whether ports may fail to open.
     pub ports_fail: bool,
 }

@@ -43,6 +43,8 @@ pub(super) struct Plan {
     pub(super) credentials: Arc<Credentials>,
     /// Whether relayed addresses are to be IPv6.
     pub(super) ipv6: bool,
+    /// Whether both clients go to other ports of this machine before they send.
+    pub(super) moves: bool,
     pub(super) count: u32,
     pub(super) size: usize,
     pub(super) rate: u32,
@@ -56,6 +58,8 @@ pub(super) struct Run {
     pub(super) relayed: [SocketAddr; 2],
     pub(super) allocate: Duration,
     pub(super) channel: Duration,
+    /// How long it took until both allocations had followed their clients.
+    pub(super) moved: Option<Duration>,
     pub(super) sent: u32,
     pub(super) received: u32,
     pub(super) duplicates: u32,
@@ -75,6 +79,7 @@ pub(super) fn run(plan: &Plan) -> Result<Run, Failure> {
     let [a, b] = allocations.map(|(relayed, _)| relayed);
     let servers = test.ends.each_ref().map(|end| end.client.server());
     let channel = test.bind(a, b)?;
+    let moved = plan.moves.then(|| test.rebind()).transpose()?;
     let mut flow = Flow::new(plan.count, [a, b]);
     test.flow(&mut flow)?;
     test.release()?;
@@ -84,6 +89,7 @@ pub(super) fn run(plan: &Plan) -> Result<Run, Failure> {
         relayed: [a, b],
         allocate,
         channel,
+        moved,
         sent: flow.sent,
         received: flow.received,
         duplicates: flow.duplicates,
@@ -100,9 +106,6 @@ struct End {
 
 impl End {
     fn new(plan: &Plan) -> Result<Self, Failure> {
-        let failed = |error: io::Error| explain(plan.server, &error);
-        let socket = target::socket_to(plan.server).map_err(failed)?;
-        socket.set_nonblocking(true).map_err(failed)?;
         // A server that is there answers within 5.5 s, or is of no use.
         let schedule = Schedule::new(Duration::from_millis(500), 4, 4)
             .expect("the numbers are within their limits");
@@ -110,11 +113,12 @@ impl End {
             server: plan.server,
             credentials: Arc::clone(&plan.credentials),
             lifetime: None,
+            mobility: plan.moves,
             schedule,
         };
         Ok(Self {
             client: Client::new(config, rand::random()),
-            socket,
+            socket: socket(plan)?,
             server: plan.server,
         })
     }
@@ -193,6 +197,27 @@ impl Test<'_> {
         Ok(self.clock.now().saturating_since(start))
     }
 
+    /// Gives both clients other sockets, and the first ones up; their allocations follow.
+    fn rebind(&mut self) -> Result<Duration, Failure> {
+        let start = self.clock.now();
+        for end in &mut self.ends {
+            end.socket = socket(self.plan)?;
+            let moving = end.client.rebind(start);
+            moving.map_err(|error| Failure::Runtime(error.to_string()))?;
+        }
+        let mut waiting = 2;
+        self.progress = spinner("moving");
+        self.until(|_, event| {
+            match event {
+                Event::Moved => waiting -= 1,
+                Event::Lost(error) => return Err(format!("the allocation was lost: {error}")),
+                other => return unexpected(&other),
+            }
+            Ok(waiting == 0)
+        })?;
+        Ok(self.clock.now().saturating_since(start))
+    }
+
     /// Ends both allocations.
     fn release(&mut self) -> Result<(), Failure> {
         let now = self.clock.now();
@@ -209,6 +234,7 @@ impl Test<'_> {
                 Event::Redirected(_)
                 | Event::Allocated(_)
                 | Event::AllocateFailed(_)
+                | Event::Moved
                 | Event::PermissionCreated(_)
                 | Event::PermissionFailed(..)
                 | Event::ChannelBound(..)
@@ -365,6 +391,14 @@ impl Test<'_> {
             Err(errno) => Err(errno.into()),
         }
     }
+}
+
+/// A socket of a client's.
+fn socket(plan: &Plan) -> Result<UdpSocket, Failure> {
+    let failed = |error: io::Error| explain(plan.server, &error);
+    let socket = target::socket_to(plan.server).map_err(failed)?;
+    socket.set_nonblocking(true).map_err(failed)?;
+    Ok(socket)
 }
 
 /// A full send buffer loses the datagram, as the network may.

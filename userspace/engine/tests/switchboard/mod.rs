@@ -8,6 +8,7 @@
 //!   'c' id                           closes it; answer "c"
 //!   'f' id ip port ...               the rest leaves from the relayed port to ip:port (IPv4)
 //!   't' milliseconds                 answer "t" after that time
+//!   'h' shard ...                    the rest goes to that shard as if it had arrived there
 //!   'n' number                       asks the host for nothing so many times; answer "n"
 //! ```
 //! What arrives at a relayed port goes to the client that opened it, behind its id.
@@ -23,7 +24,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use towpath_engine::{
-    Counter, Driver, Engine, EngineConfig, EngineCounters, Host, OpenError, Ports, StartError,
+    Counter, Driver, Engine, EngineConfig, EngineCounters, Handover, Host, OpenError, Ports,
+    StartError,
 };
 use towpath_proto::machine::{Datagram, ListenerId, PortId, Prefix, ShardId, Socket, Transmit};
 use towpath_proto::{Machine, Timestamp};
@@ -51,6 +53,7 @@ pub struct Switchboard {
 pub enum Command {
     Open(PortId, SocketAddr),
     Close(PortId),
+    HandOver(ShardId, Handover),
     Nothing,
 }
 
@@ -127,6 +130,21 @@ impl Switchboard {
                 let millis = u64::from(u16::from_be_bytes(bytes[1..3].try_into().unwrap()));
                 self.timers
                     .push((now + Duration::from_millis(millis), client));
+            }
+            b'h' => {
+                let to = ShardId(u16::from_be_bytes(bytes[1..3].try_into().unwrap()));
+                let Client {
+                    listener,
+                    local,
+                    remote,
+                } = client;
+                let datagram = Handover {
+                    listener,
+                    local,
+                    remote,
+                    payload: bytes[3..].into(),
+                };
+                self.commands.push_back(Command::HandOver(to, datagram));
             }
             b'n' => {
                 let number = u32::from_be_bytes(bytes[1..5].try_into().unwrap());
@@ -224,6 +242,10 @@ impl Host<Switchboard> for SwitchboardHost {
             }),
             Command::Close(port) => {
                 ports.close(port);
+                None
+            }
+            Command::HandOver(to, datagram) => {
+                ports.hand_over(to, datagram);
                 None
             }
             Command::Nothing => None,

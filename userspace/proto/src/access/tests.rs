@@ -40,6 +40,7 @@ fn config(allow: &[&str], deny: &[&str]) -> RelayConfig {
             deny: deny.iter().map(|text| prefix(text)).collect(),
         },
         limits: RelayLimits::default(),
+        mobility: false,
         offload: false,
         nonce_secret: [0; 32],
     }

@@ -43,6 +43,8 @@ pub struct RelayConfig {
     pub access: AccessRules,
     /// Limits on everything a client can make the relay keep.
     pub limits: RelayLimits,
+    /// Whether an allocation may follow its client to another address (RFC 8016).
+    pub mobility: bool,
     /// Whether the shell can let the kernel forward: without it no routes are asked for.
     pub offload: bool,
     /// The secret behind nonces, the same in all shards. Random; never shown.

@@ -54,6 +54,8 @@ pub struct RelayCounters {
     pub allocations: Counter,
     /// Allocations made since the start.
     pub allocations_made: Counter,
+    /// Times that an allocation followed its client to another address.
+    pub allocations_moved: Counter,
     /// Relayed ports taken from the pool now, reserved ones included.
     pub ports_in_use: Counter,
     /// Binding indications, which clients send to keep NAT mappings alive.
@@ -107,8 +109,8 @@ impl RelayCounters {
 }
 
 /// The error codes a relay sends.
-pub const ERROR_CODES: [u16; 14] = [
-    400, 401, 403, 420, 437, 438, 440, 441, 442, 443, 486, 500, 508, 300,
+pub const ERROR_CODES: [u16; 15] = [
+    400, 401, 403, 405, 420, 437, 438, 440, 441, 442, 443, 486, 500, 508, 300,
 ];
 
 /// The requests a relay answers.
@@ -214,6 +216,8 @@ drop_reasons! {
     TooManyInAll => "too_many_in_all",
     /// A Send indication to one more new peer than its allocation may have now.
     TooManyNewPeers => "too_many_new_peers",
+    /// A Refresh that moves an allocation again right after it has moved.
+    MovesTooOften => "moves_too_often",
     /// Data over the limit of the user, of its class, or of the relay as a whole.
     OverLimit => "over_limit",
 }

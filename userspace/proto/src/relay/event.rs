@@ -1,13 +1,13 @@
 //! What a relay asks of its shell and is told by it.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use towpath_ebpf_common::route::{RouteKey, Target};
 
 use super::config::RelayConfig;
-use crate::machine::PortId;
+use crate::machine::{ListenerId, PortId, ShardId};
 use crate::slots::PeerSlot;
 use crate::wire::ChannelNumber;
 use crate::{Timestamp, WallClock};
@@ -43,6 +43,21 @@ pub enum RelayCommand {
     RemoveRoute {
         /// What the packets are recognized by.
         key: RouteKey,
+    },
+    /// Give a datagram to the shard that has its client's allocation: the client has moved here
+    /// (RFC 8016). That shard's machine gets it like one that arrived there. Not answered; like any
+    /// datagram it may be lost.
+    HandOver {
+        /// The shard.
+        to: ShardId,
+        /// The listening address it arrived at.
+        listener: ListenerId,
+        /// The local address it was sent to.
+        local: IpAddr,
+        /// Who sent it.
+        remote: SocketAddr,
+        /// What it holds.
+        payload: Box<[u8]>,
     },
     /// Something an operator may want to read.
     Notify(Notice),
@@ -141,6 +156,13 @@ pub enum Notice {
         ended: SocketAddr,
         /// Why it ended.
         reason: EndReason,
+    },
+    /// An allocation's client was seen at another address.
+    AllocationMoved {
+        /// Who has it, and where they are now.
+        owner: AllocationOwner,
+        /// The client's address before.
+        from: SocketAddr,
     },
     /// An allocation ended.
     AllocationEnded {

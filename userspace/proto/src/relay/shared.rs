@@ -9,6 +9,7 @@ use sha2::Sha256;
 
 use super::attempts::Attempts;
 use super::config::RelayConfig;
+use super::moved::Moved;
 use super::quota::{Network, Quotas};
 use super::strangers::Strangers;
 use crate::Timestamp;
@@ -16,10 +17,12 @@ use crate::machine::ShardId;
 use crate::slots::{MemorySlots, Slots};
 
 /// Which relayed ports are in use, over all shards, how many allocations there are and whose, the ports
-/// that EVEN-PORT reserved, what strangers were answered, who failed to log in, and the peers' slots.
+/// that EVEN-PORT reserved, where the clients are that have moved, what strangers were answered, who failed
+/// to log in, and the peers' slots.
 ///
 /// The packet path reads the port bits and charges the slots. Strangers and failed logins are words that
-/// are charged without a lock. The rest is behind locks that are taken when an allocation is made or ends.
+/// are charged without a lock. The rest is behind locks that are taken when an allocation is made, moves or
+/// ends.
 #[derive(Debug)]
 pub struct RelayShared {
     live: Vec<PortBits>,
@@ -28,6 +31,7 @@ pub struct RelayShared {
     attempts: Attempts,
     reservations: Mutex<HashMap<[u8; 8], Reservation>>,
     returned: Vec<Returned>,
+    moved: Moved,
     slots: Arc<dyn Slots>,
 }
 
@@ -77,12 +81,18 @@ impl RelayShared {
             attempts: Attempts::new(&config.nonce_secret),
             reservations: Mutex::default(),
             returned: (0..config.shards).map(|_| Returned::default()).collect(),
+            moved: Moved::new(),
         }
     }
 
     /// The peers' slots.
     pub fn slots(&self) -> &Arc<dyn Slots> {
         &self.slots
+    }
+
+    /// Where the clients are that have moved.
+    pub(crate) fn moved(&self) -> &Moved {
+        &self.moved
     }
 
     /// Whether this port of the relay address with this index belongs to an allocation.

@@ -4,6 +4,7 @@
 //! network and in all is bounded, over all shards together. The arithmetic is
 //! [`towpath_ebpf_common::strangers`]', which the kernel's program does too.
 
+use std::net::IpAddr;
 use std::sync::OnceLock;
 use std::sync::atomic::AtomicU64;
 
@@ -73,6 +74,18 @@ impl Strangers {
     pub(crate) fn paces(&self, limits: &StrangerLimits) -> strangers::StrangerLimits {
         limits.paces(self.key)
     }
+
+    /// Charges one answer to `client`; for `known` see [`strangers::admit`].
+    pub(crate) fn charge(
+        &self,
+        now: Timestamp,
+        paces: &strangers::StrangerLimits,
+        client: IpAddr,
+        known: bool,
+    ) -> Admission {
+        let source = Source::new(&mapped(client));
+        strangers::admit(self, paces, source, known, now.as_nanos())
+    }
 }
 
 impl Table for Strangers {
@@ -96,14 +109,8 @@ impl Relay {
     pub(crate) fn admit_stranger(&mut self, now: Timestamp, from: Endpoint) -> Result<(), DropReason> {
         // Whoever has an allocation was answered where it says it is.
         let known = self.allocations.find(&from.flow()).is_some();
-        let admission = strangers::admit(
-            self.shared.strangers(),
-            &self.stranger_paces,
-            Source::new(&mapped(from.client.ip())),
-            known,
-            now.as_nanos(),
-        );
-        match admission {
+        let strangers = self.shared.strangers();
+        match strangers.charge(now, &self.stranger_paces, from.client.ip(), known) {
             Admission::Admitted => Ok(()),
             Admission::OverSource => Err(DropReason::TooManyRequests),
             Admission::OverNetwork => Err(DropReason::TooManyFromNetwork),

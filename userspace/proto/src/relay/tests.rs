@@ -10,6 +10,7 @@ mod dual;
 mod forwarding;
 mod lab;
 mod metering;
+mod mobility;
 mod quotas;
 mod routes;
 mod time_limited;

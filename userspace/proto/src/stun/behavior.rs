@@ -13,6 +13,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use rand_chacha::rand_core::Rng;
 use thiserror::Error;
+use towpath_ebpf_common::strangers::{self, Admission};
 
 use crate::Timestamp;
 use crate::machine::ListenerId;
@@ -140,6 +141,7 @@ pub(crate) struct Place(usize);
 pub(crate) struct Discovery {
     origins: Vec<Origin>,
     long_answers: Strangers,
+    long_answer_paces: strangers::StrangerLimits,
 }
 
 impl Discovery {
@@ -158,9 +160,13 @@ impl Discovery {
                 public: SocketAddr::new(address.public, port),
             })
         });
+        let mut secret = [0; 32];
+        rng.fill_bytes(&mut secret);
+        let long_answers = Strangers::new(&secret);
         Self {
             origins: origins.collect(),
-            long_answers: Strangers::new(rng),
+            long_answer_paces: long_answers.paces(&LONG_ANSWERS),
+            long_answers,
         }
     }
 
@@ -187,8 +193,9 @@ impl Discovery {
     }
 
     /// Whether one more answer may be longer than others; counts it.
-    pub(crate) fn admits_long_answer(&mut self, now: Timestamp, client: IpAddr) -> bool {
-        self.long_answers.admit(now, client, &LONG_ANSWERS)
+    pub(crate) fn admits_long_answer(&self, now: Timestamp, client: IpAddr) -> bool {
+        let paces = &self.long_answer_paces;
+        self.long_answers.charge(now, paces, client, false) == Admission::Admitted
     }
 }
 

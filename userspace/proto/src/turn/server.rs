@@ -9,17 +9,20 @@ mod channels;
 mod data;
 mod destinations;
 mod end;
+mod mobility;
 mod nesting;
 mod permission;
 mod permissions;
 mod refresh;
 mod routes;
 mod table;
+mod ticket;
 
 pub(crate) use address::Flow;
 pub(crate) use allocation::{Allocations, Relayed};
 pub use destinations::NewPeers;
 pub(crate) use end::Deleted;
+pub(crate) use mobility::Mobiles;
 pub(crate) use nesting::is_in_a_loop;
 pub(crate) use routes::Routes;
 

@@ -118,6 +118,7 @@ impl Checker<'_> {
             shards,
             driver: self.driver(shape.driver),
             software: shape.software.unwrap_or(false),
+            mobility: shape.mobility.unwrap_or(false),
         }
     }
 

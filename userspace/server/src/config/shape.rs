@@ -72,6 +72,11 @@ pub(super) const KEYS: &[Key] = &[
         kind: Kind::List,
     },
     Key {
+        section: "relay",
+        key: "mobility",
+        kind: Kind::Toml,
+    },
+    Key {
         section: "stun",
         key: "behavior_addresses",
         kind: Kind::List,
@@ -220,6 +225,7 @@ pub(super) struct RelayShape {
     pub(super) driver: Option<Spanned<String>>,
     pub(super) software: Option<bool>,
     pub(super) alternate_servers: Vec<Spanned<String>>,
+    pub(super) mobility: Option<bool>,
 }
 
 #[derive(Deserialize, Default)]

@@ -53,6 +53,7 @@ fn the_printed_default_means_what_an_empty_file_means() {
             relay.driver,
             relay.software,
             relay.alternate_servers.clone(),
+            relay.mobility,
         )
     };
     assert_eq!(rest(&printed.0), rest(&empty.0));
@@ -96,6 +97,7 @@ fn a_file_is_read() {
         shards = 2
         driver = "epoll"
         alternate_servers = ["203.0.113.7:3478", "[2001:db8::7]:3478"]
+        mobility = true
         [stun]
         behavior_addresses = ["192.0.2.1", { local = "10.0.0.4", public = "203.0.113.5" }]
         behavior_ports = [3478, 3480]
@@ -165,6 +167,7 @@ fn a_file_is_read() {
         (config.relay.shards, config.relay.driver),
         (2, DriverChoice::Epoll)
     );
+    assert!(config.relay.mobility);
     let alice = credential("alice", "example.org", "secret").unwrap();
     assert_eq!(config.auth.users["alice"], alice);
     let md5 = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];

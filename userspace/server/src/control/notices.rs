@@ -68,7 +68,7 @@ impl NoticeLog {
         if let Some(count) = self.limit.take_suppressed(now) {
             tracing::info!(
                 count,
-                "allocations made or ended that are not logged one by one"
+                "allocations made, moved or ended that are not logged one by one"
             );
         }
         if now >= self.alarms_at {
@@ -119,6 +119,24 @@ fn log(shard: usize, notice: &Notice) {
                 lifetime_s = lifetime.as_secs(),
                 shard,
                 "allocation made"
+            );
+        }
+        Notice::AllocationMoved { owner, from } => {
+            let AllocationOwner {
+                user,
+                client,
+                server,
+                relayed,
+                second: _,
+            } = owner;
+            tracing::info!(
+                user = &**user,
+                %client,
+                %server,
+                %relayed,
+                %from,
+                shard,
+                "allocation moved"
             );
         }
         Notice::AddressEnded {

@@ -57,6 +57,7 @@ pub(crate) fn config() -> RelayConfig {
         users: users.into_iter().collect(),
         access: AccessRules::default(),
         limits: RelayLimits::default(),
+        mobility: true,
         offload: true,
         nonce_secret: [9; 32],
     }
@@ -84,6 +85,8 @@ pub(crate) struct Lab {
     pub(crate) asked: Vec<PortId>,
     /// What was asked for last under each number.
     pub(crate) locals: BTreeMap<u32, SocketAddr>,
+    /// Datagrams for other shards.
+    pub(crate) handed_over: Vec<(ShardId, ListenerId, IpAddr, SocketAddr, Box<[u8]>)>,
     next_transaction: u32,
 }
 
@@ -108,6 +111,7 @@ impl Lab {
             sent: Vec::new(),
             asked: Vec::new(),
             locals: BTreeMap::new(),
+            handed_over: Vec::new(),
             next_transaction: 0,
         }
     }
@@ -145,6 +149,15 @@ impl Lab {
                         assert!(self.routes.remove(&key).is_some(), "removed twice: {key:?}");
                         self.route_commands += 1;
                     }
+                    RelayCommand::HandOver {
+                        to,
+                        listener,
+                        local,
+                        remote,
+                        payload,
+                    } => self
+                        .handed_over
+                        .push((to, listener, local, remote, payload)),
                     RelayCommand::Notify(notice) => self.notices.push(notice),
                 }
             }

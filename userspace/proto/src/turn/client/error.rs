@@ -116,12 +116,26 @@ pub enum PeerError {
     },
 }
 
+/// Why an allocation cannot follow its client. The caller is at fault, or the server does not do it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+pub enum MoveError {
+    /// There is no allocation.
+    #[error("there is no allocation")]
+    NoAllocation,
+    /// No ticket was asked for, or the server gave none.
+    #[error("the server gave no mobility ticket")]
+    NotMobile,
+}
+
 /// Why data cannot be sent. The caller is at fault.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
 pub enum SendError {
     /// There is no allocation.
     #[error("there is no allocation")]
     NoAllocation,
+    /// The server has not agreed to the client's new address yet.
+    #[error("the allocation is moving to another address")]
+    Moving,
     /// The server would drop it.
     #[error("there is no permission for {peer}")]
     NotPermitted {

@@ -11,6 +11,9 @@
 //! what comes back, and calls [`Client::handle_timeout`] when [`Client::poll_timeout`] says. The 401
 //! round, retransmissions, and the renewal of allocation, permissions and channels happen by
 //! themselves.
+//!
+//! An allocation that was made with [`ClientConfig::mobility`] follows the client to another address
+//! (RFC 8016): the caller says [`Client::rebind`] and sends from there.
 
 mod auth;
 mod error;
@@ -33,7 +36,8 @@ use self::transaction::{Request, Transaction};
 use crate::Timestamp;
 use crate::stun::{Due, Schedule};
 use crate::wire::attribute::{
-    Data, ErrorCode, Family, Icmp, Lifetime, XorMappedAddress, XorPeerAddress, XorRelayedAddress,
+    Data, ErrorCode, Family, Icmp, Lifetime, MobilityTicket, XorMappedAddress, XorPeerAddress,
+    XorRelayedAddress,
 };
 use crate::wire::{
     AttributeType, ChannelData, ChannelNumber, Class, Code, Kind, Message, Method, TransactionId,
@@ -41,7 +45,7 @@ use crate::wire::{
 };
 
 pub use self::auth::Credentials;
-pub use self::error::{AllocateError, Ignored, PeerError, RequestError, SendError};
+pub use self::error::{AllocateError, Ignored, MoveError, PeerError, RequestError, SendError};
 
 /// Most transactions at a time.
 pub const MAX_TRANSACTIONS: usize = 64;
@@ -55,6 +59,9 @@ const PEER_RENEWAL: Duration = Duration::from_secs(240);
 const REFRESH_RETRY: Duration = Duration::from_secs(5);
 /// How often one request is sent with another nonce before it is given up.
 const MAX_CHALLENGES: u8 = 3;
+/// Longest ticket that is kept: with the longest of everything else a request still fits into the
+/// 2,048 bytes that callers lend. A server with longer ones is one without mobility.
+const MAX_TICKET_BYTES: usize = 256;
 
 /// What a client is made for.
 #[derive(Clone, Debug)]
@@ -65,6 +72,9 @@ pub struct ClientConfig {
     pub credentials: Arc<Credentials>,
     /// The lifetime to ask for; `None` leaves it to the server.
     pub lifetime: Option<Duration>,
+    /// Whether to ask that the allocation may follow the client to other addresses. Where the server
+    /// forbids it there is an allocation without that.
+    pub mobility: bool,
     /// When requests are sent again.
     pub schedule: Schedule,
 }
@@ -82,6 +92,8 @@ pub enum Event {
     Lost(RequestError),
     /// The allocation ended as asked.
     Released,
+    /// The allocation followed the client to its new address: what peers send arrives there.
+    Moved,
     /// Data may flow to and from this address.
     PermissionCreated(IpAddr),
     /// It may not, or no longer.
@@ -139,6 +151,17 @@ enum State {
     Ended,
 }
 
+/// What the server knows of the client's address.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Place {
+    /// It sends there.
+    Known,
+    /// It knows another one: nothing but the request that tells it is sent.
+    Unknown,
+    /// It was told, and sends to the other one until it has seen the client here.
+    Told,
+}
+
 /// The client. See the [module](self).
 #[derive(Debug)]
 pub struct Client {
@@ -147,6 +170,9 @@ pub struct Client {
     rng: ChaCha8Rng,
     state: State,
     session: Option<Box<Session>>,
+    /// What moves the allocation, where the server gave it.
+    ticket: Option<Box<[u8]>>,
+    place: Place,
     transactions: Vec<Transaction>,
     peers: Peers,
     events: VecDeque<Event>,
@@ -162,6 +188,8 @@ impl Client {
             rng: ChaCha8Rng::from_seed(seed),
             state: State::Idle,
             session: None,
+            ticket: None,
+            place: Place::Known,
             transactions: Vec::new(),
             peers: Peers::default(),
             events: VecDeque::new(),
@@ -200,9 +228,45 @@ impl Client {
             self.servers = Servers::new(self.config.server);
             self.session = None;
         }
+        (self.ticket, self.place) = (None, Place::Known);
         self.state = State::Allocating;
-        self.begin(now, Request::Allocate { family });
+        let mobile = self.config.mobility;
+        self.begin(now, Request::Allocate { family, mobile });
         Ok(())
+    }
+
+    /// Whether the allocation can follow the client to another address.
+    pub fn is_mobile(&self) -> bool {
+        self.ticket.is_some()
+    }
+
+    /// The client's address has changed: everything is sent from another socket from now on, or the
+    /// network is another one. The allocation follows; [`Event::Moved`] says when it has.
+    pub fn rebind(&mut self, now: Timestamp) -> Result<(), MoveError> {
+        if self.allocation().is_none() {
+            return Err(MoveError::NoAllocation);
+        }
+        if self.ticket.is_none() {
+            return Err(MoveError::NotMobile);
+        }
+        self.place = Place::Unknown;
+        let is_refresh = |t: &Transaction| matches!(t.request, Request::Refresh { .. });
+        self.transactions.retain(|t| !is_refresh(t));
+        self.begin_refresh(now);
+        Ok(())
+    }
+
+    /// Refreshes the allocation, from where it is or from the client's new address. Not again before
+    /// this has ended, which sets the next.
+    fn begin_refresh(&mut self, now: Timestamp) {
+        if let State::Allocated {
+            expires, refresh, ..
+        } = &mut self.state
+        {
+            *refresh = *expires;
+        }
+        let (release, moves) = (false, self.is_moving());
+        self.begin(now, Request::Refresh { release, moves });
     }
 
     /// Asks that data may flow to and from this address, until the allocation ends.
@@ -257,6 +321,11 @@ impl Client {
         if self.allocation().is_none() {
             return Err(SendError::NoAllocation);
         }
+        // RFC 8016 §3.2.2: "it is RECOMMENDED that the client avoid transmitting a Send indication or
+        // ChannelData message until it has received an acknowledgement for the Refresh request".
+        if self.is_moving() {
+            return Err(SendError::Moving);
+        }
         let too_long = SendError::Length {
             payload_bytes: payload.len(),
             buffer: buffer.len(),
@@ -290,7 +359,8 @@ impl Client {
                 self.transactions.clear();
                 self.peers = Peers::default();
                 self.state = State::Releasing;
-                self.begin(now, Request::Refresh { release: true });
+                let (release, moves) = (true, self.is_moving());
+                self.begin(now, Request::Refresh { release, moves });
             }
             State::Allocating => {
                 self.transactions.clear();
@@ -452,31 +522,17 @@ impl Client {
         match request {
             Request::Allocate { .. } => match read_allocation(message) {
                 Some(allocation) => {
+                    self.ticket = read_ticket(message);
                     self.set_allocation(now, allocation);
                     self.push_event(Event::Allocated(allocation));
                 }
                 None => self.end(Event::AllocateFailed(RequestError::Malformed)),
             },
-            Request::Refresh { release: true } => self.end(Event::Released),
-            Request::Refresh { release: false } => {
-                let State::Allocated { allocation, .. } = self.state else {
-                    return;
-                };
-                match message.get() {
-                    Ok(Some(Lifetime(0))) => self.end(Event::Lost(RequestError::Malformed)),
-                    Ok(Some(Lifetime(seconds))) => {
-                        let lifetime = Duration::from_secs(seconds.into());
-                        self.set_allocation(
-                            now,
-                            Allocation {
-                                lifetime,
-                                ..allocation
-                            },
-                        );
-                    }
-                    Ok(None) | Err(_) => self.end(Event::Lost(RequestError::Malformed)),
-                }
-            }
+            Request::Refresh { release: true, .. } => self.end(Event::Released),
+            Request::Refresh {
+                release: false,
+                moves,
+            } => self.refreshed(now, moves, message),
             Request::Permission { peer } => {
                 if self.peers.permission_granted(peer, now + PEER_RENEWAL) {
                     self.push_event(Event::PermissionCreated(peer));
@@ -490,12 +546,55 @@ impl Client {
         }
     }
 
+    fn refreshed(&mut self, now: Timestamp, moves: bool, message: &Message<'_>) {
+        let State::Allocated { allocation, .. } = self.state else {
+            return;
+        };
+        let lifetime = match message.get() {
+            Ok(Some(Lifetime(seconds))) if seconds > 0 => Duration::from_secs(seconds.into()),
+            Ok(Some(_) | None) | Err(_) => return self.end(Event::Lost(RequestError::Malformed)),
+        };
+        self.set_allocation(
+            now,
+            Allocation {
+                lifetime,
+                ..allocation
+            },
+        );
+        if !moves {
+            if self.place == Place::Told {
+                self.place = Place::Known;
+                self.push_event(Event::Moved);
+            }
+            return;
+        }
+        // RFC 8016 §3.2.3: the client stores the new ticket of the response in place of the old one.
+        self.ticket = read_ticket(message);
+        self.place = Place::Told;
+        for index in 0..self.transactions.len() {
+            let id = self.transaction_id();
+            let waiting = self.transactions[index];
+            self.transactions[index] = waiting.restarted(now, id, self.config.schedule);
+        }
+        // The server sends to the old address until it has seen the client at the new one, and the
+        // caller may have nothing to send.
+        self.begin_refresh(now);
+    }
+
     fn failed(&mut self, now: Timestamp, request: Request, error: RequestError) {
         match request {
+            // RFC 8016 §3.1.4: mobility is forbidden; an allocation without it may not be.
+            Request::Allocate {
+                family,
+                mobile: true,
+            } if error == RequestError::Refused(Code::MOBILITY_FORBIDDEN) => {
+                let mobile = false;
+                self.begin(now, Request::Allocate { family, mobile });
+            }
             Request::Allocate { .. } => self.end(Event::AllocateFailed(error)),
             // Gone is gone, whatever the server says to a release.
-            Request::Refresh { release: true } => self.end(Event::Released),
-            Request::Refresh { release: false } => match (&mut self.state, error) {
+            Request::Refresh { release: true, .. } => self.end(Event::Released),
+            Request::Refresh { release: false, .. } => match (&mut self.state, error) {
                 (
                     State::Allocated {
                         expires, refresh, ..
@@ -528,6 +627,7 @@ impl Client {
 
     fn end(&mut self, event: Event) {
         self.state = State::Ended;
+        (self.ticket, self.place) = (None, Place::Known);
         self.transactions.clear();
         self.peers = Peers::default();
         self.push_event(event);
@@ -539,7 +639,11 @@ impl Client {
         if self.deadline.is_none_or(|deadline| now < deadline) {
             return;
         }
-        while let Some(index) = self.transactions.iter().position(|t| t.is_failed(now)) {
+        while let Some(index) = self
+            .transactions
+            .iter()
+            .position(|t| self.may_be_sent(t) && t.is_failed(now))
+        {
             let transaction = self.transactions.swap_remove(index);
             let transmissions = transaction.retransmission.transmissions();
             self.failed(
@@ -555,20 +659,19 @@ impl Client {
     fn renew(&mut self, now: Timestamp) {
         let State::Allocated {
             expires, refresh, ..
-        } = &mut self.state
+        } = self.state
         else {
             return;
         };
-        if *expires <= now {
+        if expires <= now {
             return self.end(Event::Lost(RequestError::Expired));
         }
         let has_room = self.transactions.len() < MAX_TRANSACTIONS;
-        if *refresh <= now && has_room {
-            // Not again before this one has ended, which sets the next.
-            *refresh = *expires;
-            self.begin(now, Request::Refresh { release: false });
+        if refresh <= now && (has_room || self.is_moving()) {
+            self.begin_refresh(now);
         }
-        while self.transactions.len() < MAX_TRANSACTIONS
+        while !self.is_moving()
+            && self.transactions.len() < MAX_TRANSACTIONS
             && let Some(renewal) = self.peers.begin_renewal(now)
         {
             self.begin(
@@ -588,7 +691,7 @@ impl Client {
             let index = self
                 .transactions
                 .iter()
-                .position(|t| t.retransmission.due(now) == Due::Transmit)?;
+                .position(|t| self.may_be_sent(t) && t.retransmission.due(now) == Due::Transmit)?;
             match self.write(index, buffer) {
                 Ok(len) => {
                     self.transactions[index].retransmission.sent(now);
@@ -610,7 +713,8 @@ impl Client {
 
     fn write(&self, index: usize, buffer: &mut [u8]) -> Result<usize, WriteError> {
         let transaction = &self.transactions[index];
-        let mut writer = transaction.writer(buffer, self.config.lifetime)?;
+        let ticket = self.ticket.as_deref();
+        let mut writer = transaction.writer(buffer, self.config.lifetime, ticket)?;
         if let Some(session) = &self.session {
             session.sign(&self.config.credentials, &mut writer)?;
         }
@@ -636,6 +740,15 @@ impl Client {
         self.reschedule();
     }
 
+    fn is_moving(&self) -> bool {
+        self.place == Place::Unknown
+    }
+
+    /// Whether a request may leave now: one that waits for the allocation to move may not.
+    fn may_be_sent(&self, transaction: &Transaction) -> bool {
+        !self.is_moving() || matches!(transaction.request, Request::Refresh { moves: true, .. })
+    }
+
     fn push_event(&mut self, event: Event) {
         if self.events.len() == MAX_EVENTS {
             self.events.pop_front();
@@ -647,10 +760,14 @@ impl Client {
         let requests = self
             .transactions
             .iter()
+            .filter(|t| self.may_be_sent(t))
             .map(|t| t.retransmission.next())
             .min();
         let has_room = self.transactions.len() < MAX_TRANSACTIONS;
         let renewals = match self.state {
+            State::Allocated {
+                expires, refresh, ..
+            } if self.is_moving() => Some(expires.min(refresh)),
             State::Allocated {
                 expires, refresh, ..
             } if has_room => Some(expires.min(refresh))
@@ -691,6 +808,14 @@ fn read_allocation(message: &Message<'_>) -> Option<Allocation> {
         mapped,
         lifetime: Duration::from_secs(seconds.into()),
     })
+}
+
+/// The ticket in a success response.
+fn read_ticket(message: &Message<'_>) -> Option<Box<[u8]>> {
+    let MobilityTicket(ticket) = message.get().ok()??;
+    (1..=MAX_TICKET_BYTES)
+        .contains(&ticket.len())
+        .then(|| ticket.into())
 }
 
 #[cfg(test)]

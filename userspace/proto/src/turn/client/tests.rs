@@ -1,3 +1,5 @@
+mod mobility;
+
 use super::*;
 use crate::credentials::{LongTermKey, userhash};
 use crate::wire::attribute::{
@@ -36,11 +38,16 @@ fn key(algorithm: Algorithm) -> IntegrityKey {
 }
 
 fn client() -> Client {
+    client_with(false)
+}
+
+fn client_with(mobility: bool) -> Client {
     let credentials = Credentials::new("alice".into(), "secret".into()).unwrap();
     let config = ClientConfig {
         server: server(),
         credentials: Arc::new(credentials),
         lifetime: None,
+        mobility,
         schedule: Schedule::STANDARD,
     };
     Client::new(config, [7; 32])

@@ -6,8 +6,8 @@ use std::time::Duration;
 use crate::Timestamp;
 use crate::stun::{Due, Retransmission, Schedule};
 use crate::wire::attribute::{
-    ChannelNumberValue, Family, Lifetime, RequestedAddressFamily, RequestedTransport,
-    XorPeerAddress,
+    ChannelNumberValue, Family, Lifetime, MobilityTicket, RequestedAddressFamily,
+    RequestedTransport, XorPeerAddress,
 };
 use crate::wire::{
     ChannelNumber, Class, MessageType, MessageWriter, Method, TransactionId, WriteError,
@@ -18,9 +18,13 @@ use crate::wire::{
 pub(super) enum Request {
     Allocate {
         family: Option<Family>,
+        /// A ticket is asked for.
+        mobile: bool,
     },
     Refresh {
         release: bool,
+        /// It shows the ticket: the client is somewhere else.
+        moves: bool,
     },
     Permission {
         peer: IpAddr,
@@ -84,27 +88,31 @@ impl Transaction {
         self.retransmission.due(now) == Due::Failed
     }
 
-    /// The request without credentials.
+    /// The request without credentials; `ticket` is the client's.
     pub(super) fn writer<'b>(
         &self,
         buffer: &'b mut [u8],
         lifetime: Option<Duration>,
+        ticket: Option<&[u8]>,
     ) -> Result<MessageWriter<'b>, WriteError> {
         let message_type = MessageType::new(self.request.method(), Class::Request);
         let mut writer = MessageWriter::new(buffer, message_type, self.id)?;
         let lifetime = lifetime.map(|l| Lifetime(u32::try_from(l.as_secs()).unwrap_or(u32::MAX)));
         match self.request {
-            Request::Allocate { family } => {
+            Request::Allocate { family, mobile } => {
                 writer
                     .put(&RequestedTransport::UDP)?
                     .put_some(lifetime.as_ref())?;
                 writer.put_some(family.map(RequestedAddressFamily).as_ref())?;
+                // RFC 8016 §3.1.1: "the MOBILITY-TICKET attribute with a length of zero".
+                writer.put_some(mobile.then_some(MobilityTicket(&[])).as_ref())?;
             }
-            Request::Refresh { release: true } => {
-                writer.put(&Lifetime(0))?;
-            }
-            Request::Refresh { release: false } => {
-                writer.put_some(lifetime.as_ref())?;
+            Request::Refresh { release, moves } => {
+                let lifetime = if release { Some(Lifetime(0)) } else { lifetime };
+                let ticket = ticket.filter(|_| moves).map(MobilityTicket);
+                writer
+                    .put_some(lifetime.as_ref())?
+                    .put_some(ticket.as_ref())?;
             }
             Request::Permission { peer } => {
                 writer.put(&XorPeerAddress(SocketAddr::new(peer, 0)))?;

@@ -67,7 +67,7 @@ impl PeerAddr {
 }
 
 /// A client's 5-tuple; its transport is UDP.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct Flow {
     client: CompactIp,
     server: CompactIp,

@@ -19,6 +19,7 @@ use super::allocation::{Allocation, Details, Relayed, State};
 use super::channels::Channels;
 use super::destinations::Destinations;
 use super::end::metered;
+use super::mobility::wants_mobility;
 use super::permissions::Permissions;
 use super::unknown_attributes;
 use crate::Timestamp;
@@ -30,8 +31,9 @@ use crate::relay::{
     RelayCommand, RelayLimits, Request, RequestKind, Reservation, Traffic,
 };
 use crate::wire::attribute::{
-    AdditionalAddressFamily, AddressErrorCode, EvenPort, Family, Lifetime, RequestedAddressFamily,
-    RequestedTransport, ReservationToken, ValueError, XorMappedAddress, XorRelayedAddress,
+    AdditionalAddressFamily, AddressErrorCode, EvenPort, Family, Lifetime, MobilityTicket,
+    RequestedAddressFamily, RequestedTransport, ReservationToken, ValueError, XorMappedAddress,
+    XorRelayedAddress,
 };
 use crate::wire::{AttributeType, Code, Message};
 
@@ -86,6 +88,11 @@ impl Relay {
             return;
         }
         self.end_expired(now, &request.from.flow());
+        // A client that has moved here has its allocation elsewhere, or under another 5-tuple still.
+        if self.shared.moved().find(&request.from.flow()).is_some() {
+            self.refuse(&envelope, Code::ALLOCATION_MISMATCH.into());
+            return;
+        }
         if self.allocations.find(&request.from.flow()).is_some() {
             // The shell has owed an answer for a whole lifetime.
             self.counters.drops(DropReason::StillOpening).increment();
@@ -127,6 +134,7 @@ impl Relay {
         }
         let mut wish = read_wish(&request.message, &self.config.limits)?;
         wish.lifetime = sender.within(now, wish.lifetime);
+        let is_mobile = wants_mobility(&request.message, &self.config)?;
         // A shard that drains, or is full, has no capacity for new allocations.
         if self.draining || self.is_full() {
             return Err(Code::INSUFFICIENT_CAPACITY.into());
@@ -183,6 +191,9 @@ impl Relay {
                 reserved,
             }),
         });
+        if is_mobile {
+            self.mobiles.add(id);
+        }
         self.open_port(id);
         self.count_allocations();
         Ok(())
@@ -568,7 +579,8 @@ impl Relay {
 
     /// RFC 8656 §7.2: success carries XOR-RELAYED-ADDRESS, two for a dual allocation, LIFETIME,
     /// RESERVATION-TOKEN where a port was reserved, and XOR-MAPPED-ADDRESS; and ADDRESS-ERROR-CODE
-    /// where one of two families was refused.
+    /// where one of two families was refused; RFC 8016 §3.1.2: MOBILITY-TICKET where
+    /// one was asked for.
     fn send_success(&mut self, id: PortId, envelope: &Envelope) {
         let Some(allocation) = self.allocations.get(id) else {
             return;
@@ -585,6 +597,8 @@ impl Relay {
             code,
             reason: "",
         });
+        let ticket = self.mobiles.ticket(id);
+        let ticket = ticket.as_ref().map(|ticket| MobilityTicket(ticket));
         self.succeed(envelope, |writer| {
             writer
                 .put(&relayed)?
@@ -592,7 +606,8 @@ impl Relay {
                 .put(&Lifetime(lifetime))?
                 .put_some(token.as_ref())?
                 .put(&XorMappedAddress(mapped))?
-                .put_some(refused.as_ref())?;
+                .put_some(refused.as_ref())?
+                .put_some(ticket.as_ref())?;
             Ok(())
         });
     }

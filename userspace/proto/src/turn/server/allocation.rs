@@ -135,6 +135,11 @@ pub(crate) struct Details {
 }
 
 impl Allocation {
+    /// Whether the client knows of it and it has not ended.
+    pub(super) fn is_known_until(&self, now: Timestamp) -> bool {
+        self.expires > now && !matches!(self.state, State::Opening { .. })
+    }
+
     /// The relayed addresses: one or two.
     pub(crate) fn relayed(&self) -> impl Iterator<Item = Relayed> + use<> {
         let both = [Some(self.details.relayed), self.details.second];
@@ -312,18 +317,36 @@ impl Allocations {
     /// Adds an allocation whose 5-tuple has none yet. `make` is told its number.
     pub(crate) fn insert(&mut self, make: impl FnOnce(PortId) -> Allocation) -> PortId {
         let index = self.free_slot();
-        let allocation = make(PortId(index));
-        let hash_of = hash(&self.hasher, &allocation.flow);
-        self.slots[index as usize] = Slot::Allocation(allocation);
+        self.slots[index as usize] = Slot::Allocation(make(PortId(index)));
+        self.index(index);
+        PortId(index)
+    }
+
+    /// Gives an allocation another 5-tuple, which must have none; gives back the one it had.
+    pub(crate) fn move_to(&mut self, id: PortId, flow: Flow) -> Option<Flow> {
+        let (allocation, _) = self.get_mut(id)?;
+        let before = std::mem::replace(&mut allocation.flow, flow);
+        if let Ok(entry) = self
+            .by_flow
+            .find_entry(hash(&self.hasher, &before), |index| *index == id.0)
+        {
+            entry.remove();
+        }
+        self.index(id.0);
+        Some(before)
+    }
+
+    /// Enters an allocation into the index.
+    fn index(&mut self, index: u32) {
         let (slots, hasher) = (&self.slots, &self.hasher);
-        self.by_flow.insert_unique(hash_of, index, |index| {
+        let hash_of = |index: &u32| {
             let known = slots[*index as usize].allocation();
             hash(
                 hasher,
                 &known.expect("the index names allocations only").flow,
             )
-        });
-        PortId(index)
+        };
+        self.by_flow.insert_unique(hash_of(&index), index, hash_of);
     }
 
     /// A number for the second port of an allocation.

@@ -123,6 +123,7 @@ impl Relay {
         let Some(allocation) = self.allocations.remove(id) else {
             return;
         };
+        self.end_mobility(id, &allocation);
         if let Some(timer) = allocation.timer {
             self.timers.cancel(timer);
         }

@@ -1,14 +1,15 @@
-//! Refresh (RFC 8656 §8): longer life, or the end.
+//! Refresh (RFC 8656 §8): longer life, or the end; with a ticket, also another 5-tuple.
 
 use super::allocate::{granted_lifetime, seconds};
 use super::allocation::State;
+use super::mobility::Refreshed;
 use super::unknown_attributes;
 use crate::Timestamp;
 use crate::auth::Authenticated;
 use crate::machine::PortId;
 use crate::relay::{EndReason, Refusal, Relay, Request};
-use crate::wire::Code;
-use crate::wire::attribute::{Lifetime, RequestedAddressFamily, ValueError};
+use crate::wire::attribute::{Lifetime, MobilityTicket, RequestedAddressFamily, ValueError};
+use crate::wire::{AttributeType, Code, Message};
 
 impl Relay {
     pub(crate) fn refresh(&mut self, now: Timestamp, request: &Request<'_>) {
@@ -25,26 +26,54 @@ impl Relay {
             return;
         }
         match self.try_refresh(now, request, &sender) {
-            Ok(lifetime) => self.succeed(&envelope, |writer| {
-                writer.put(&Lifetime(lifetime)).map(|_| ())
-            }),
+            Ok(Some(Refreshed { lifetime, ticket })) => {
+                let ticket = ticket.as_ref().map(|ticket| MobilityTicket(ticket));
+                self.succeed(&envelope, |writer| {
+                    writer
+                        .put(&Lifetime(lifetime))?
+                        .put_some(ticket.as_ref())
+                        .map(|_| ())
+                });
+            }
+            Ok(None) => {}
             Err(refusal) => self.refuse(&envelope, refusal),
         }
     }
 
-    /// Refreshes or deletes; gives back the lifetime left, in seconds.
+    /// Refreshes or deletes; `None` where nothing is to be answered.
     fn try_refresh(
         &mut self,
         now: Timestamp,
         request: &Request<'_>,
         sender: &Authenticated,
-    ) -> Result<u32, Refusal> {
-        let id = self.allocation_of(now, request, sender)?;
+    ) -> Result<Option<Refreshed>, Refusal> {
         let message = &request.message;
-        let unknown = unknown_attributes(message);
-        if !unknown.is_empty() {
-            return Err(Refusal::Unknown(unknown));
+        // RFC 8016 §3.2.2: with a ticket "the server will not retrieve the 5-tuple from the packet to
+        // identify an associated allocation".
+        let ticket = message.find(AttributeType::MOBILITY_TICKET);
+        if let Some(ticket) = ticket {
+            check_attributes(message)?;
+            return self.resume(now, request, sender, ticket);
         }
+        let id = self.allocation_of(now, request, sender)?;
+        check_attributes(message)?;
+        let lifetime = self.renew(now, id, request, sender)?;
+        Ok(Some(Refreshed {
+            lifetime,
+            ticket: None,
+        }))
+    }
+
+    /// Gives an allocation the lifetime that a Refresh asks for, or ends it; gives back what is left,
+    /// in seconds.
+    pub(super) fn renew(
+        &mut self,
+        now: Timestamp,
+        id: PortId,
+        request: &Request<'_>,
+        sender: &Authenticated,
+    ) -> Result<u32, Refusal> {
+        let message = &request.message;
         let (allocation, _) = self
             .allocations
             .get_mut(id)
@@ -94,9 +123,11 @@ impl Relay {
     ) -> Result<PortId, Refusal> {
         // RFC 8656 §5: a request other than Allocate for a 5-tuple without allocation is refused with
         // 437.
+        let flow = request.from.flow();
         let id = self
             .allocations
-            .find(&request.from.flow())
+            .find(&flow)
+            .or_else(|| self.arriving(&flow))
             .ok_or(Code::ALLOCATION_MISMATCH)?;
         self.judge_again(id, now);
         self.end_expired_family(now, id);
@@ -113,6 +144,16 @@ impl Relay {
         if allocation.details.user.account() != sender.user.account() {
             return Err(Code::WRONG_CREDENTIALS.into());
         }
+        self.arrived(now, id, &flow);
         Ok(id)
+    }
+}
+
+fn check_attributes(message: &Message<'_>) -> Result<(), Refusal> {
+    let unknown = unknown_attributes(message);
+    if unknown.is_empty() {
+        Ok(())
+    } else {
+        Err(Refusal::Unknown(unknown))
     }
 }
