@@ -145,7 +145,7 @@ impl Model {
         };
         let allocation = Allocation {
             user,
-            addresses: opened.into_iter().map(address).collect(),
+            addresses: opened.iter().copied().map(address).collect(),
             permissions: Default::default(),
             channels: Default::default(),
             made_by: request.id,
