@@ -108,6 +108,7 @@ fn relay(behavior: bool) -> Relay {
         users: Users::new(),
         access: AccessRules::default(),
         limits: RelayLimits::default(),
+        mobility: false,
         offload: false,
         nonce_secret: [3; 32],
     };

@@ -239,7 +239,9 @@ fn the_end_of_an_allocation_tells_how_long_it_lasted_and_what_its_user_did() {
                 metered,
                 ..
             } => Some((reason, lasted, metered.up_bytes, metered.down_bytes)),
-            Notice::AllocationMade { .. } | Notice::AddressEnded { .. } => None,
+            Notice::AllocationMade { .. }
+            | Notice::AllocationMoved { .. }
+            | Notice::AddressEnded { .. } => None,
         })
         .collect();
     let seconds = Duration::from_secs;

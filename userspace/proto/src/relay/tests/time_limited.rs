@@ -75,7 +75,12 @@ fn told_lifetime(answer: &[u8]) -> Option<Lifetime> {
 fn last_end(lab: &Lab) -> Option<EndReason> {
     match lab.notices.last() {
         Some(Notice::AllocationEnded { reason, .. }) => Some(*reason),
-        Some(Notice::AllocationMade { .. }) | None => None,
+        Some(
+            Notice::AllocationMade { .. }
+            | Notice::AllocationMoved { .. }
+            | Notice::AddressEnded { .. },
+        )
+        | None => None,
     }
 }
 

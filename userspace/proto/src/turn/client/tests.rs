@@ -3,7 +3,7 @@ mod mobility;
 use super::*;
 use crate::credentials::{LongTermKey, userhash};
 use crate::wire::attribute::{
-    Algorithm, AlternateServer, ChannelNumberValue, Nonce, PasswordAlgorithm, PasswordAlgorithms,
+    Algorithm, ChannelNumberValue, Nonce, PasswordAlgorithm, PasswordAlgorithms,
     Realm, RequestedAddressFamily, RequestedTransport, Userhash, Username,
 };
 use crate::wire::{IntegrityKey, MessageType, MessageWriter, data_indication};
