@@ -8,7 +8,7 @@ use std::sync::Arc;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use towpath_proto::access::AccessRules;
 use towpath_proto::credentials::LongTermKey;
-use towpath_proto::machine::{Datagram, ListenerId, PortId, ShardId, Socket};
+use towpath_proto::machine::{Datagram, ListenerId, PortId, ShardId, Socket, TrafficClass};
 use towpath_proto::relay::{
     Credential, Relay, RelayAddress, RelayCommand, RelayConfig, RelayEvent, RelayLimits,
     RelayShared, StrangerLimits,
@@ -154,6 +154,7 @@ impl Lab {
             socket: Socket::Listener(ListenerId(0)),
             local: SERVER,
             remote: client(flow),
+            traffic_class: TrafficClass::ORDINARY,
             payload: &mut buffer[..len],
         };
         assert!(self.relay.handle_datagram(NOW, datagram).is_none());
@@ -215,6 +216,7 @@ fn bench_forward(c: &mut Criterion) {
                 socket: Socket::Listener(ListenerId(0)),
                 local: SERVER,
                 remote: client(flow),
+                traffic_class: TrafficClass::ORDINARY,
                 payload: &mut message,
             };
             black_box(lab.relay.handle_datagram(NOW, black_box(datagram))).expect("forwarded")
@@ -226,6 +228,7 @@ fn bench_forward(c: &mut Criterion) {
                 socket: Socket::Listener(ListenerId(0)),
                 local: SERVER,
                 remote: client(7),
+                traffic_class: TrafficClass::ORDINARY,
                 payload: &mut message,
             };
             black_box(lab.relay.handle_datagram(NOW, black_box(datagram))).expect("forwarded")
@@ -243,6 +246,7 @@ fn bench_forward(c: &mut Criterion) {
                     socket: Socket::Relayed(PortId(flow as u32)),
                     local: SERVER,
                     remote: SocketAddr::new(peer(flow).ip(), port),
+                    traffic_class: TrafficClass::ORDINARY,
                     payload: &mut payload,
                 };
                 black_box(lab.relay.handle_datagram(NOW, black_box(datagram))).expect("forwarded")
@@ -257,6 +261,7 @@ fn bench_forward(c: &mut Criterion) {
                 socket: Socket::Listener(ListenerId(0)),
                 local: SERVER,
                 remote: client(flow),
+                traffic_class: TrafficClass::ORDINARY,
                 payload: &mut sends[flow],
             };
             black_box(lab.relay.handle_datagram(NOW, black_box(datagram))).expect("forwarded")

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use towpath_proto::access::{AccessRules, IpPrefix};
-use towpath_proto::machine::{Datagram, ListenerId, PortId, ShardId, Socket, Transmit};
+use towpath_proto::machine::{
+    Datagram, ListenerId, PortId, ShardId, Socket, TrafficClass, Transmit,
+};
 use towpath_proto::relay::{
     Credential, Relay, RelayAddress, RelayCommand, RelayConfig, RelayEvent, RelayLimits,
     RelayShared, Users,
@@ -137,6 +139,7 @@ impl Operation for ForwardToPeer {
                 socket: Socket::Listener(ListenerId(0)),
                 local: IpAddr::V4(*SERVER.ip()),
                 remote: *client,
+                traffic_class: TrafficClass::ORDINARY,
                 payload: std::hint::black_box(channel_data),
             },
         );
@@ -162,6 +165,7 @@ impl Operation for ForwardToClient {
                 socket: Socket::Relayed(*port),
                 local: IpAddr::V4(RELAYED),
                 remote: SocketAddr::V4(PEER),
+                traffic_class: TrafficClass::ORDINARY,
                 payload: std::hint::black_box(plain),
             },
         );
@@ -226,6 +230,7 @@ impl Forward {
                 socket: Socket::Listener(ListenerId(0)),
                 local: IpAddr::V4(*SERVER.ip()),
                 remote: self.client,
+                traffic_class: TrafficClass::ORDINARY,
                 payload: &mut request,
             },
         );

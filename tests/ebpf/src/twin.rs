@@ -9,7 +9,7 @@ use towpath_ebpf_common::route::{NextHop, Settings, Target};
 use towpath_proto::access::AccessRules;
 use towpath_proto::credentials::LongTermKey;
 use towpath_proto::machine::{
-    Datagram as Arrived, ListenerId, PortId, ShardId, Socket, TRANSMIT_BUFFER_BYTES,
+    Datagram as Arrived, ListenerId, PortId, ShardId, Socket, TRANSMIT_BUFFER_BYTES, TrafficClass,
 };
 use towpath_proto::relay::{
     Credential, Relay, RelayAddress, RelayCommand, RelayConfig, RelayEvent, RelayLimits,
@@ -164,6 +164,7 @@ impl Twin {
                 socket,
                 local: arrived.destination.ip(),
                 remote: arrived.source,
+                traffic_class: TrafficClass(arrived.traffic_class),
                 payload: &mut payload,
             },
         );
@@ -194,7 +195,11 @@ impl Twin {
             expires: 0,
         };
         let data = &payload[transmit.payload.clone()];
-        let expected = model::relayed(&arrived, data, &target, &self.next_hop).to_bytes();
+        let expected = Datagram {
+            traffic_class: transmit.traffic_class.0,
+            ..model::relayed(&arrived, data, &target, &self.next_hop)
+        }
+        .to_bytes();
         anyhow::ensure!(outcome.packet == expected, "machine: {expected:02x?}");
         Ok(())
     }
@@ -258,6 +263,7 @@ impl Twin {
             socket: Socket::Listener(ListenerId(u16::from(client.is_ipv6()))),
             local: listener.ip(),
             remote: client,
+            traffic_class: TrafficClass::ORDINARY,
             payload: &mut buffer[..len],
         };
         let now = Timestamp::from_nanos(now());

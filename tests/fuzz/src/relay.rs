@@ -14,7 +14,8 @@ use towpath_ebpf_common::route::RouteKey;
 use towpath_proto::access::AccessRules;
 use towpath_proto::credentials::LongTermKey;
 use towpath_proto::machine::{
-    Datagram, ListenerId, PortId, ShardId, Socket, TRANSMIT_BUFFER_BYTES, Transmit,
+    Datagram, IcmpError, ListenerId, PortId, ShardId, Socket, TRANSMIT_BUFFER_BYTES, TrafficClass,
+    Transmit,
 };
 use towpath_proto::relay::{
     Credential, PortError, Relay, RelayAddress, RelayCommand, RelayConfig, RelayEvent, RelayLimits,
@@ -162,8 +163,23 @@ impl World {
                 self.relay
                     .handle_event(self.now, RelayEvent::Reconfigured(config));
             }
+            10 if input.byte() & 7 == 0 => self.icmp(input),
             _ => self.request(input),
         }
+    }
+
+    fn icmp(&mut self, input: &mut Bytes<'_>) {
+        let error = IcmpError {
+            socket: match input.byte() & 15 {
+                15 => Socket::Listener(ListenerId(0)),
+                port => Socket::Relayed(PortId(port.into())),
+            },
+            destination: peer(input),
+            icmp_type: input.byte(),
+            code: input.byte(),
+            mtu: input.number().into(),
+        };
+        self.relay.handle_icmp(self.now, error);
     }
 
     fn answer_waiting(&mut self, choice: u8) {
@@ -276,6 +292,7 @@ impl World {
                 socket,
                 local: key.sent_to().ip(),
                 remote: key.sent_from(),
+                traffic_class: TrafficClass::ORDINARY,
                 payload: &mut payload,
             };
             let transmit = self.relay.handle_datagram(self.now, datagram);
@@ -343,6 +360,7 @@ impl World {
             socket,
             local,
             remote,
+            traffic_class: TrafficClass::ORDINARY,
             payload: bytes,
         };
         if let Some(transmit) = self.relay.handle_datagram(self.now, datagram) {

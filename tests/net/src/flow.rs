@@ -127,6 +127,7 @@ impl Packet {
             destination: self.destination,
             hops: HOPS,
             traffic_class: 0,
+            dont_fragment: self.source.is_ipv4(),
             payload: self.payload,
         }
     }

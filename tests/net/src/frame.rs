@@ -30,6 +30,8 @@ pub struct Datagram {
     pub hops: u8,
     /// DSCP and ECN: type of service, or traffic class.
     pub traffic_class: u8,
+    /// Whether it has the DF bit; IPv6 has none.
+    pub dont_fragment: bool,
     /// The payload.
     pub payload: Vec<u8>,
 }
@@ -78,7 +80,7 @@ impl Datagram {
                 header[1] = self.traffic_class;
                 let bytes = u16::try_from(header.len() + udp.len()).expect("a packet's length");
                 header[2..4].copy_from_slice(&bytes.to_be_bytes());
-                header[6] = 0x40;
+                header[6] = if self.dont_fragment { 0x40 } else { 0 };
                 header[8] = self.hops;
                 header[9] = UDP;
                 header[12..16].copy_from_slice(&source.octets());
@@ -160,7 +162,10 @@ fn read_v4(frame: &[u8], ip: &[u8]) -> Result<Content, String> {
     let source = IpAddr::V4(Ipv4Addr::from(octets(12)));
     let destination = IpAddr::V4(Ipv4Addr::from(octets(16)));
     match header[9] {
-        UDP => read_udp(frame, (source, destination), (header[8], header[1]), body),
+        UDP => {
+            let marks = (header[8], header[1], header[6] & 0x40 != 0);
+            read_udp(frame, (source, destination), marks, body)
+        }
         ICMP if sum(&[body]) != 0xffff => Err("bad ICMP checksum".to_owned()),
         ICMP => Ok(Content::Icmp(body[0], body[1])),
         _ => Ok(Content::Other),
@@ -184,7 +189,7 @@ fn read_v6(frame: &[u8], ip: &[u8]) -> Result<Content, String> {
         UDP => read_udp(
             frame,
             (source, destination),
-            (header[7], traffic_class),
+            (header[7], traffic_class, false),
             body,
         ),
         ICMPV6 => {
@@ -202,7 +207,7 @@ fn read_v6(frame: &[u8], ip: &[u8]) -> Result<Content, String> {
 fn read_udp(
     frame: &[u8],
     (source, destination): (IpAddr, IpAddr),
-    (hops, traffic_class): (u8, u8),
+    (hops, traffic_class, dont_fragment): (u8, u8, bool),
     udp: &[u8],
 ) -> Result<Content, String> {
     let header = udp.get(..UDP_BYTES).ok_or("a UDP header cut short")?;
@@ -214,6 +219,7 @@ fn read_udp(
         destination: SocketAddr::new(destination, word(2)),
         hops,
         traffic_class,
+        dont_fragment,
         payload: udp[UDP_BYTES..].to_vec(),
     };
     let (from, to) = (datagram.source, datagram.destination);
@@ -274,6 +280,7 @@ mod tests {
             destination: destination.parse().expect("an address"),
             hops: 63,
             traffic_class: 0xB9,
+            dont_fragment: source.contains('.'),
             payload: b"an odd length".to_vec(),
         }
     }

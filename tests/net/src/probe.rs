@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use towpath_proto::credentials::LongTermKey;
 use towpath_proto::wire::attribute::{
-    Algorithm, ChannelNumberValue, Data, ErrorCode, Family, Lifetime, Nonce, Realm,
-    RequestedAddressFamily, RequestedTransport, Username, XorMappedAddress, XorPeerAddress,
+    Algorithm, ChannelNumberValue, Data, DontFragment, ErrorCode, Family, Icmp, Lifetime, Nonce,
+    Realm, RequestedAddressFamily, RequestedTransport, Username, XorMappedAddress, XorPeerAddress,
     XorRelayedAddress,
 };
 use towpath_proto::wire::{
@@ -74,6 +74,13 @@ pub enum Relayed {
         number: u16,
         /// Application data.
         data: Vec<u8>,
+    },
+    /// No data, but an ICMP error about what went to a peer.
+    Icmp {
+        /// XOR-PEER-ADDRESS.
+        peer: SocketAddr,
+        /// ICMP.
+        icmp: Icmp,
     },
 }
 
@@ -180,6 +187,19 @@ impl Probe {
             Ok(())
         });
         bytes.to_vec()
+    }
+
+    /// Sends by a Send indication with DONT-FRAGMENT.
+    pub fn send_whole(&mut self, peer: SocketAddr, data: &[u8]) {
+        let mut buffer = [0; 2048];
+        let kind = MessageType::new(Method::SEND, Class::Indication);
+        let id = self.next_transaction();
+        let bytes = write(&mut buffer, kind, id, &|message| {
+            message.put(&XorPeerAddress(peer))?;
+            message.put(&DontFragment)?.put(&Data(data))?;
+            Ok(())
+        });
+        self.transmit(bytes);
     }
 
     /// Sends on a channel.
@@ -355,7 +375,10 @@ fn relayed(bytes: &[u8]) -> Option<Relayed> {
         Kind::Stun => {
             let message = Message::parse(bytes).ok()?;
             let XorPeerAddress(peer) = message.get().ok()??;
-            let Data(data) = message.get().ok()??;
+            let Some(Data(data)) = message.get().ok()? else {
+                let icmp = message.get().ok()??;
+                return Some(Relayed::Icmp { peer, icmp });
+            };
             Some(Relayed::Indication {
                 peer,
                 data: data.to_vec(),

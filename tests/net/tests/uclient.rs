@@ -71,6 +71,9 @@ macro_rules! matrix {
             dual_allocations_between_clients: ["-Z", "-c", "-y"], V4, None;
             padded_channels: ["-c", "-D"], V4, Some(V4);
             extra_requests: ["-c", "-G"], V4, Some(V4);
+            dont_fragment_over_v4: ["-c", "-g"], V4, Some(V4);
+            dont_fragment_by_send_over_v4: ["-c", "-s", "-g"], V4, Some(V4);
+            dont_fragment_over_v6: ["-c", "-x", "-s", "-g"], V6, Some(V6);
         }})*
     };
 }

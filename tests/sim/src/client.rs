@@ -393,7 +393,7 @@ impl Session {
         let payload = turn.ledger.payload(turn.dice, Some(peer), len);
         let mut message = Builder::new(kind::SEND, turn.dice.array());
         message.put_address(attribute::XOR_PEER_ADDRESS, peer);
-        if turn.dice.one_in(50) {
+        if turn.dice.one_in(10) {
             message.put(attribute::DONT_FRAGMENT, &[]);
         }
         if !turn.dice.one_in(50) {
@@ -741,6 +741,9 @@ fn wish_for_a_port(dice: &mut Dice, request: &mut Builder) {
     if dice.one_in(4) {
         let reserve = if dice.one_in(2) { 0x80 } else { 0 };
         request.put(attribute::EVEN_PORT, &[reserve]);
+    }
+    if dice.one_in(8) {
+        request.put(attribute::DONT_FRAGMENT, &[]);
     }
     if dice.one_in(60) {
         let token = dice.bytes(8);

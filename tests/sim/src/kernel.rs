@@ -132,6 +132,7 @@ impl Kernel {
         let Packet {
             source,
             destination,
+            traffic_class,
             payload,
             ..
         } = packet;
@@ -145,6 +146,9 @@ impl Kernel {
         let sent = Sent {
             source: route.source,
             destination: route.destination,
+            traffic_class: *traffic_class,
+            // No datagram of a simulated host has the bit that it would copy.
+            dont_fragment: false,
             payload,
         };
         // What pays for both ways has peers on both sides, and none of these routes does.

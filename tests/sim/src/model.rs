@@ -11,6 +11,7 @@ mod answers;
 mod attempts;
 mod classic;
 mod credentials;
+mod icmp;
 pub mod metering;
 mod mobility;
 pub mod peers;
@@ -54,6 +55,10 @@ pub struct Sent {
     pub source: SocketAddr,
     /// Where it goes.
     pub destination: SocketAddr,
+    /// DSCP and ECN.
+    pub traffic_class: u8,
+    /// Whether it has the DF bit.
+    pub dont_fragment: bool,
     /// Its bytes.
     pub payload: Vec<u8>,
 }
@@ -63,13 +68,16 @@ impl fmt::Debug for Sent {
         let Self {
             source,
             destination,
+            traffic_class,
+            dont_fragment,
             payload,
         } = self;
         let head = &payload[..payload.len().min(40)];
         write!(
             f,
-            "{source} > {destination}: {} B {head:02x?}",
-            payload.len()
+            "{source} > {destination}: {} B, class {traffic_class:#04x}{}, {head:02x?}",
+            payload.len(),
+            if *dont_fragment { ", DF" } else { "" }
         )
     }
 }
@@ -109,6 +117,8 @@ pub enum Alternative {
     OnChannel(u16, Flow, Vec<u8>),
     /// The payload arrives at the client in a Data indication from this peer.
     Indication(SocketAddr, Flow, Vec<u8>),
+    /// The client is told of an ICMP error about what went to this peer, with this value.
+    Icmp(SocketAddr, Flow, [u8; 8]),
     /// Nothing is sent, and one drop is counted: who pays for it is over a limit.
     OverLimit(Toll),
     /// The request succeeds.
@@ -192,6 +202,8 @@ pub struct Model {
     latest: Timestamp,
     totals: Totals,
     metering: Metering,
+    /// The traffic class of the datagram that arrives.
+    arriving: u8,
 }
 
 /// What passed, each way.
@@ -244,6 +256,7 @@ impl Model {
             latest: Timestamp::ZERO,
             totals: Totals::default(),
             metering: Metering::default(),
+            arriving: 0,
         }
     }
 
@@ -265,6 +278,11 @@ impl Model {
     /// The ports that are open or being opened.
     pub fn ports(&self) -> BTreeSet<SocketAddr> {
         self.ports.keys().copied().collect()
+    }
+
+    /// The next datagram that arrives has this traffic class.
+    pub fn arrives_in_class(&mut self, class: u8) {
+        self.arriving = class;
     }
 
     /// A datagram from a client arrives at a listening address.
@@ -482,11 +500,17 @@ impl Model {
             .alive(now, address.expires)
             .and(permission.map_or(Alive::No, |until| self.rules.alive(now, *until)));
         let mut expected = self.forward(now, may, address.local, peer, data);
+        // RFC 8656 §14: "the DONT-FRAGMENT attribute MUST be ignored" unless both sides are IPv4.
+        let dont_fragment = message.find(attribute::DONT_FRAGMENT).is_some()
+            && flow.client.is_ipv4()
+            && address.local.is_ipv4();
+        for alternative in &mut expected {
+            if let Alternative::Datagram(sent) = alternative {
+                sent.dont_fragment = dont_fragment;
+            }
+        }
         if unknown || peer.port() == 0 {
             expected = refused;
-        } else if message.find(attribute::DONT_FRAGMENT).is_some() {
-            // RFC 8656 §11.2: a server that cannot set DF discards the indication.
-            expected.push(Alternative::Drop(REFUSED));
         } else if expected.is_empty() || may != Alive::Yes {
             expected.push(Alternative::Drop(REFUSED));
         }
@@ -509,6 +533,9 @@ impl Model {
             expected.push(Alternative::Datagram(Sent {
                 source,
                 destination,
+                // RFC 8656 §15: "Set the outgoing value to the incoming value".
+                traffic_class: self.arriving,
+                dont_fragment: false,
                 payload,
             }));
         }
@@ -592,16 +619,25 @@ impl Model {
             (Alternative::OnChannel(number, flow, data), [sent]) => {
                 let plain = stun::channel_data(*number, data, false);
                 let padded = stun::channel_data(*number, data, true);
-                travels(sent, *flow) && (sent.payload == plain || sent.payload == padded)
+                let same = sent.payload == plain || sent.payload == padded;
+                travels(sent, *flow) && same && sent.traffic_class == self.arriving
             }
             (Alternative::Indication(peer, flow, data), [sent]) => {
-                travels(sent, *flow) && is_data_indication(&sent.payload, *peer, data)
+                travels(sent, *flow)
+                    && is_data_indication(&sent.payload, *peer, data)
+                    && sent.traffic_class == self.arriving
+            }
+            (Alternative::Icmp(peer, flow, value), [sent]) => {
+                icmp::tells(sent, *flow, *peer, *value)
             }
             (Alternative::Success(flow, request), [sent]) => {
-                travels(sent, *flow) && is_answer(&sent.payload, request, kind::SUCCESS).is_some()
+                travels(sent, *flow)
+                    && sent.traffic_class == 0
+                    && is_answer(&sent.payload, request, kind::SUCCESS).is_some()
             }
             (Alternative::Error(code, flow, request), [sent]) => {
                 travels(sent, *flow)
+                    && sent.traffic_class == 0
                     && is_answer(&sent.payload, request, kind::ERROR)
                         .is_some_and(|answer| answer.error_code() == Some(*code))
             }
@@ -614,6 +650,7 @@ impl Model {
             Alternative::Drop(_)
             | Alternative::Noticed
             | Alternative::Opening(..)
+            | Alternative::Icmp(..)
             | Alternative::OverLimit(_) => {}
             Alternative::Datagram(sent) => {
                 if self.ports.contains_key(&sent.source) {
@@ -713,6 +750,7 @@ impl Model {
             Alternative::Datagram(_) => "to peer".to_owned(),
             Alternative::OnChannel(..) => "channel data to client".to_owned(),
             Alternative::Indication(..) => "data indication".to_owned(),
+            Alternative::Icmp(..) => "icmp error".to_owned(),
             Alternative::Success(_, request) => format!("success {:#05x}", request.kind),
             Alternative::Error(code, _, request) => format!("error {code} {:#05x}", request.kind),
         };
@@ -727,6 +765,7 @@ impl Model {
             Alternative::Datagram(sent) if self.ports.contains_key(&sent.destination) => {
                 Some("hairpin")
             }
+            Alternative::Datagram(sent) if sent.dont_fragment => Some("dont fragment"),
             _ => None,
         };
         if let Some(special) = special {

@@ -25,6 +25,8 @@ pub struct Packet {
     pub source: SocketAddr,
     /// Where it goes, as the receiver's socket knows it.
     pub destination: SocketAddr,
+    /// DSCP and ECN.
+    pub traffic_class: u8,
     /// The UDP payload.
     pub payload: Vec<u8>,
     /// The host that sent it, whatever `source` says. Nobody on the network sees it.
@@ -305,6 +307,7 @@ impl Network {
         let Packet {
             source,
             destination,
+            traffic_class,
             payload,
             sender: from,
         } = packet;
@@ -324,6 +327,7 @@ impl Network {
                 Packet {
                     source,
                     destination,
+                    traffic_class,
                     payload,
                     sender: from,
                 },
@@ -341,10 +345,22 @@ impl Network {
             Packet {
                 source,
                 destination,
+                traffic_class,
                 payload,
                 sender: from,
             },
         ))
+    }
+
+    /// How the sender of a datagram that arrived at `host` knows its source and its destination.
+    pub fn as_sent(&self, host: HostId, packet: &Packet) -> (SocketAddr, SocketAddr) {
+        let sender = &self.hosts[packet.sender.0].edge;
+        let receiver = &self.hosts[host.0].edge;
+        let (source, destination) = (packet.source, packet.destination);
+        (
+            SocketAddr::new(sender.inbound(source.ip()), source.port()),
+            SocketAddr::new(receiver.outbound(destination.ip()), destination.port()),
+        )
     }
 
     fn arrival_time(&mut self, now: Timestamp, from: HostId, to: HostId, link: &Link) -> Timestamp {

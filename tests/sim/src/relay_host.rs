@@ -12,7 +12,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use towpath_proto::machine::{ListenerId, PortId, ShardId, Socket};
+use towpath_proto::machine::{IcmpError as Told, ListenerId, PortId, ShardId, Socket};
 use towpath_proto::relay::{
     DropReason, Notice, PortError, RelayCommand, RelayConfig, RelayCounters, RelayEvent,
     RelayShared, Traffic,
@@ -28,7 +28,7 @@ use crate::model::{
 use crate::network::{BindError, Packet};
 use crate::shell::{Outputs, Shell};
 use crate::steering::shard_of;
-use crate::world::{Context, Node};
+use crate::world::{Context, IcmpError, Node};
 
 /// What goes wrong on a relay's host, and how late it is.
 #[derive(Clone, Debug)]
@@ -294,6 +294,7 @@ impl<M: Machine<Command = RelayCommand, Event = RelayEvent>> RelayHost<M> {
         let Packet {
             source,
             destination,
+            traffic_class,
             payload,
             ..
         } = packet;
@@ -307,11 +308,14 @@ impl<M: Machine<Command = RelayCommand, Event = RelayEvent>> RelayHost<M> {
             client: *source,
             server: *destination,
         };
+        self.model.arrives_in_class(*traffic_class);
         let at = (Socket::Listener(listener), destination.ip());
-        let outputs =
-            self.shards[usize::from(shard.0)]
-                .shell
-                .datagram(context.now, at, *source, payload);
+        let outputs = self.shards[usize::from(shard.0)].shell.datagram(
+            context.now,
+            at,
+            (*source, *traffic_class),
+            payload,
+        );
         if let [RelayCommand::HandOver { to, .. }] = outputs.commands[..] {
             self.hand_over(context, (shard, to), flow, packet, &outputs);
             return;
@@ -363,6 +367,7 @@ impl<M: Machine<Command = RelayCommand, Event = RelayEvent>> RelayHost<M> {
         let Packet {
             source,
             destination,
+            traffic_class,
             payload,
             ..
         } = packet;
@@ -374,14 +379,17 @@ impl<M: Machine<Command = RelayCommand, Event = RelayEvent>> RelayHost<M> {
             );
             return;
         };
+        self.model.arrives_in_class(*traffic_class);
         let expected = self
             .model
             .peer_datagram(context.now, *destination, *source, payload);
         let at = (Socket::Relayed(port), destination.ip());
-        let outputs =
-            self.shards[usize::from(shard.0)]
-                .shell
-                .datagram(context.now, at, *source, payload);
+        let outputs = self.shards[usize::from(shard.0)].shell.datagram(
+            context.now,
+            at,
+            (*source, *traffic_class),
+            payload,
+        );
         self.conclude(context, shard, expected, outputs);
     }
 
@@ -468,6 +476,7 @@ impl<M: Machine<Command = RelayCommand, Event = RelayEvent>> RelayHost<M> {
         let (now, payload) = (context.now, &packet.payload);
         let passes = self.kernel.charge(now, &**self.shared.slots(), &route);
         let sent = route.sent;
+        self.model.arrives_in_class(packet.traffic_class);
         let expected = if self.is_listening(packet.destination) {
             let flow = Flow {
                 client: packet.source,
@@ -483,7 +492,12 @@ impl<M: Machine<Command = RelayCommand, Event = RelayEvent>> RelayHost<M> {
         let mut observed = Observed::default();
         if passes {
             self.kernel.count(&sent);
-            context.send(sent.source, sent.destination, &sent.payload);
+            context.send_in_class(
+                sent.source,
+                sent.destination,
+                &sent.payload,
+                sent.traffic_class,
+            );
             observed.sent.push(sent);
         } else {
             observed.drops.push(DropReason::OverLimit);
@@ -522,6 +536,8 @@ impl<M: Machine<Command = RelayCommand, Event = RelayEvent>> RelayHost<M> {
             sent.push(Sent {
                 source,
                 destination: outgoing.destination,
+                traffic_class: outgoing.traffic_class,
+                dont_fragment: outgoing.dont_fragment,
                 payload: outgoing.payload,
             });
         }
@@ -534,13 +550,9 @@ impl<M: Machine<Command = RelayCommand, Event = RelayEvent>> RelayHost<M> {
         for command in outputs.commands {
             self.execute(context, shard, command);
         }
-        for Sent {
-            source,
-            destination,
-            payload,
-        } in &observed.sent
-        {
-            context.send(*source, *destination, payload);
+        for sent in &observed.sent {
+            let (source, destination) = (sent.source, sent.destination);
+            context.send_in_class(source, destination, &sent.payload, sent.traffic_class);
         }
     }
 
@@ -765,6 +777,30 @@ impl<M: Machine<Command = RelayCommand, Event = RelayEvent>> Node for RelayHost<
         } else {
             self.client_datagram(context, shard, &packet);
         }
+    }
+
+    fn handle_icmp(&mut self, context: &mut Context<'_>, mut error: IcmpError) {
+        let Some((shard, port)) = self.owners.get(&error.source).copied() else {
+            return;
+        };
+        // Routers have other things to say as well, and anybody may say anything.
+        if self.dice.one_in(2) {
+            error.icmp_type = *self.dice.pick(&[0, 1, 2, 3, 3, 3, 4, 5, 11, 12, 128]);
+            error.code = *self.dice.pick(&[0, 1, 4, 4, 13, 255]);
+            error.mtu = *self.dice.pick(&[0, 1280, 1500, u32::MAX]);
+        }
+        let expected = self.model.icmp_error(context.now, &error);
+        let told = Told {
+            socket: Socket::Relayed(port),
+            destination: error.destination,
+            icmp_type: error.icmp_type,
+            code: error.code,
+            mtu: error.mtu,
+        };
+        let outputs = self.shards[usize::from(shard.0)]
+            .shell
+            .icmp(context.now, told);
+        self.conclude(context, shard, expected, outputs);
     }
 
     fn handle_wakeup(&mut self, context: &mut Context<'_>) {

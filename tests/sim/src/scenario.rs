@@ -19,7 +19,7 @@ use crate::probe::Probe;
 use crate::relay_host::{Faults, RelayHost};
 use crate::relay_spec::{REALM, RelaySpec, START_UNIX_S};
 use crate::traffic::Ledger;
-use crate::world::{Context, Node, World};
+use crate::world::{Context, IcmpError, Node, World};
 
 /// Everything that runs on a host of a scenario.
 #[derive(Debug)]
@@ -503,6 +503,13 @@ impl Node for Actor {
             Self::Client(client) => client.handle_packet(context, packet),
             Self::Peer(peer) => peer.handle_packet(context, packet),
             Self::Probe(probe) => probe.handle_packet(context, packet),
+        }
+    }
+
+    fn handle_icmp(&mut self, context: &mut Context<'_>, error: IcmpError) {
+        match self {
+            Self::Relay(relay) => relay.handle_icmp(context, error),
+            Self::Client(_) | Self::Peer(_) | Self::Probe(_) => {}
         }
     }
 

@@ -5,7 +5,9 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use towpath_proto::machine::{Datagram, Socket, TRANSMIT_BUFFER_BYTES, Transmit};
+use towpath_proto::machine::{
+    Datagram, IcmpError, Socket, TRANSMIT_BUFFER_BYTES, TrafficClass, Transmit,
+};
 use towpath_proto::{Machine, Timestamp};
 
 /// The longest payload of a UDP datagram over IPv4.
@@ -47,6 +49,10 @@ pub struct Outgoing {
     pub source: Option<IpAddr>,
     /// Where it goes.
     pub destination: SocketAddr,
+    /// DSCP and ECN.
+    pub traffic_class: u8,
+    /// Whether it has the DF bit.
+    pub dont_fragment: bool,
     /// Its bytes.
     pub payload: Vec<u8>,
     /// Whether it was forwarded in place.
@@ -74,7 +80,7 @@ impl<M: Machine> Shell<M> {
         &mut self,
         now: Timestamp,
         (socket, local): (Socket, IpAddr),
-        remote: SocketAddr,
+        (remote, class): (SocketAddr, u8),
         payload: &[u8],
     ) -> Outputs<M::Command> {
         let mut bytes = payload.to_vec();
@@ -82,6 +88,7 @@ impl<M: Machine> Shell<M> {
             socket,
             local,
             remote,
+            traffic_class: TrafficClass(class),
             payload: &mut bytes,
         };
         let forwarded = self.machine.handle_datagram(now, datagram);
@@ -91,6 +98,13 @@ impl<M: Machine> Shell<M> {
         }
         let routes = MAX_OUTPUTS_PER_CHANNEL * self.max_channels;
         self.drain(now, sent, MAX_OUTPUTS_PER_DATAGRAM + routes)
+    }
+
+    /// Hands over an ICMP error.
+    pub fn icmp(&mut self, now: Timestamp, error: IcmpError) -> Outputs<M::Command> {
+        self.machine.handle_icmp(now, error);
+        let routes = MAX_OUTPUTS_PER_CHANNEL * self.max_channels;
+        self.drain(now, Vec::new(), MAX_OUTPUTS_PER_DATAGRAM + routes)
     }
 
     /// Hands over an event.
@@ -193,6 +207,10 @@ impl<M: Machine> Shell<M> {
 
 fn outgoing(transmit: &Transmit, bytes: &[u8], in_place: bool) -> Outgoing {
     assert!(
+        !transmit.dont_fragment || matches!(transmit.socket, Socket::Relayed(_)),
+        "what goes to clients may always be fragmented"
+    );
+    assert!(
         transmit.padding <= 3,
         "{} bytes of padding",
         transmit.padding
@@ -217,6 +235,8 @@ fn outgoing(transmit: &Transmit, bytes: &[u8], in_place: bool) -> Outgoing {
         socket: transmit.socket,
         source: transmit.source,
         destination: transmit.destination,
+        traffic_class: transmit.traffic_class.0,
+        dont_fragment: transmit.dont_fragment,
         payload,
         in_place,
     }

@@ -93,6 +93,8 @@ pub mod attribute {
     pub const PASSWORD_ALGORITHMS: u16 = 0x8002;
     /// MOBILITY-TICKET.
     pub const MOBILITY_TICKET: u16 = 0x8030;
+    /// ICMP.
+    pub const ICMP: u16 = 0x8004;
     /// FINGERPRINT.
     pub const FINGERPRINT: u16 = 0x8028;
 }

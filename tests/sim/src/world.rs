@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use towpath_proto::Timestamp;
 
@@ -16,6 +17,11 @@ const MAX_STEPS: u64 = 2_000_000;
 pub trait Node {
     /// Takes a datagram that one of the host's sockets received.
     fn handle_packet(&mut self, context: &mut Context<'_>, packet: Packet);
+
+    /// Takes an ICMP error about a datagram this host sent.
+    fn handle_icmp(&mut self, context: &mut Context<'_>, error: IcmpError) {
+        let _ = (context, error);
+    }
 
     /// Does what is due; called once [`Node::wakeup`] has come.
     fn handle_wakeup(&mut self, context: &mut Context<'_>);
@@ -39,11 +45,27 @@ pub struct Context<'a> {
 }
 
 impl Context<'_> {
-    /// Sends a datagram. Nothing keeps a host from giving a source that is not its own.
+    /// Sends a datagram, of a traffic class that its bytes choose. Nothing keeps a host from giving a
+    /// source that is not its own.
     pub fn send(&mut self, source: SocketAddr, destination: SocketAddr, payload: &[u8]) {
+        let class = payload
+            .iter()
+            .fold(0, |class: u8, byte| class.rotate_left(3) ^ byte);
+        self.send_in_class(source, destination, payload, class);
+    }
+
+    /// Sends a datagram of a traffic class.
+    pub fn send_in_class(
+        &mut self,
+        source: SocketAddr,
+        destination: SocketAddr,
+        payload: &[u8],
+        traffic_class: u8,
+    ) {
         let packet = Packet {
             source,
             destination,
+            traffic_class,
             payload: payload.to_vec(),
             sender: self.host,
         };
@@ -70,8 +92,27 @@ pub struct World<N> {
 #[derive(Debug)]
 enum Event {
     Arrival(Arrival),
+    Icmp(HostId, IcmpError),
     Wakeup(HostId),
 }
+
+/// An ICMP error about a datagram, as it arrives at the host that sent it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct IcmpError {
+    /// Where the datagram left.
+    pub source: SocketAddr,
+    /// Where it was sent to.
+    pub destination: SocketAddr,
+    /// The type.
+    pub icmp_type: u8,
+    /// The code.
+    pub code: u8,
+    /// The MTU of the link it did not fit through.
+    pub mtu: u32,
+}
+
+/// The time an error takes.
+const ICMP_DELAY: Duration = Duration::from_millis(3);
 
 impl<N: Node> World<N> {
     /// A world without hosts, whose clock stands at `start`. A run that panics names `seed`.
@@ -155,6 +196,9 @@ impl<N: Node> World<N> {
         );
         match self.queue.pop() {
             Some(Event::Arrival(arrival)) => self.deliver(arrival),
+            Some(Event::Icmp(host, error)) => {
+                self.act(host, |node, context| node.handle_icmp(context, error));
+            }
             Some(Event::Wakeup(host)) => self.wake(host),
             None => unreachable!("the queue has a next event"),
         }
@@ -183,6 +227,17 @@ impl<N: Node> World<N> {
         );
         if socket.is_some() {
             self.act(host, |node, context| node.handle_packet(context, packet));
+        } else if packet.sender != host {
+            let (source, destination) = self.network.as_sent(host, &packet);
+            let error = IcmpError {
+                source,
+                destination,
+                icmp_type: if destination.is_ipv4() { 3 } else { 1 },
+                code: if destination.is_ipv4() { 3 } else { 4 },
+                mtu: 0,
+            };
+            self.queue
+                .push(now + ICMP_DELAY, Event::Icmp(packet.sender, error));
         }
     }
 

@@ -34,6 +34,8 @@ const MUST_HAPPEN: &[(&str, u64)] = &[
     ("moved", 200),
     ("drop moves_too_often", 5),
     ("error 405 0x003", 100),
+    ("icmp error", 100),
+    ("dont fragment", 100),
     ("drop channel_not_bound", 1_000),
     ("drop no_permission_from_peer", 1_000),
     ("drop own_address", 500),

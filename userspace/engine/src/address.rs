@@ -2,6 +2,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 
+use towpath_proto::machine::TrafficClass;
+
 /// Length of `sockaddr_in`.
 pub(crate) const NAME_BYTES_V4: usize = 16;
 
@@ -11,8 +13,8 @@ pub(crate) const NAME_BYTES: usize = 28;
 /// Length of a control message's header.
 const CMSG_HEADER_BYTES: usize = 16;
 
-/// Room for what is sent with a datagram: a segment size and an IPv6 source address.
-pub(crate) const SEND_CONTROL_BYTES: usize = cmsg_space(2) + cmsg_space(20);
+/// Room for what is sent with a datagram: a segment size, an IPv6 source address and a traffic class.
+pub(crate) const SEND_CONTROL_BYTES: usize = cmsg_space(2) + cmsg_space(20) + cmsg_space(4);
 
 /// Room for the segment size of a merged datagram.
 pub(crate) const GRO_CONTROL_BYTES: usize = cmsg_space(4);
@@ -23,12 +25,17 @@ pub(crate) const PKTINFO_V4_BYTES: usize = cmsg_space(12);
 /// Room for the address an IPv6 datagram was sent to.
 pub(crate) const PKTINFO_V6_BYTES: usize = cmsg_space(20);
 
+/// Room for a traffic class: one byte over IPv4, an integer over IPv6.
+pub(crate) const TRAFFIC_CLASS_BYTES: usize = cmsg_space(4);
+
 /// The most control data a datagram is received with.
-pub(crate) const RECEIVE_CONTROL_BYTES: usize = GRO_CONTROL_BYTES + PKTINFO_V6_BYTES;
+pub(crate) const RECEIVE_CONTROL_BYTES: usize =
+    GRO_CONTROL_BYTES + PKTINFO_V6_BYTES + TRAFFIC_CLASS_BYTES;
 
 const _: () = assert!(std::mem::size_of::<libc::sockaddr_in>() == NAME_BYTES_V4);
 const _: () = assert!(std::mem::size_of::<libc::sockaddr_in6>() == NAME_BYTES);
 const _: () = assert!(std::mem::size_of::<libc::cmsghdr>() == CMSG_HEADER_BYTES);
+const _: () = assert!(cmsg_space(1) == TRAFFIC_CLASS_BYTES);
 
 /// Bytes a control message with `payload` bytes takes, its alignment included.
 pub(crate) const fn cmsg_space(payload: usize) -> usize {
@@ -81,6 +88,10 @@ impl Name {
     pub(crate) fn len(&self) -> u32 {
         self.len
     }
+
+    pub(crate) fn is_v6(&self) -> bool {
+        self.len == NAME_BYTES as u32
+    }
 }
 
 /// The address in a name the kernel wrote; `None` where it is neither IPv4 nor IPv6.
@@ -114,6 +125,8 @@ pub(crate) struct Control {
     pub(crate) local: Option<IpAddr>,
     /// Length of the datagrams merged into it; 0 where it is one datagram.
     pub(crate) segment_bytes: usize,
+    /// DSCP and ECN. The kernel merges only datagrams that have them in common.
+    pub(crate) traffic_class: TrafficClass,
 }
 
 impl Control {
@@ -128,7 +141,15 @@ impl Control {
     }
 
     fn take(&mut self, level: i32, kind: i32, value: &[u8]) {
-        if (level, kind) == (libc::SOL_UDP, libc::UDP_GRO) {
+        if (level, kind) == (libc::IPPROTO_IP, libc::IP_TOS) {
+            if let Some(&class) = value.first() {
+                self.traffic_class = TrafficClass(class);
+            }
+        } else if (level, kind) == (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) {
+            if let Some(&bytes) = value.first_chunk::<4>() {
+                self.traffic_class = TrafficClass(i32::from_ne_bytes(bytes) as u8);
+            }
+        } else if (level, kind) == (libc::SOL_UDP, libc::UDP_GRO) {
             if let Some(&bytes) = value.first_chunk::<4>() {
                 self.segment_bytes = usize::try_from(i32::from_ne_bytes(bytes)).unwrap_or(0);
             }
@@ -145,7 +166,8 @@ impl Control {
     }
 }
 
-fn next_cmsg(control: &[u8]) -> Option<(i32, i32, &[u8], &[u8])> {
+/// The first control message of several: its level, type and value, and those behind it.
+pub(crate) fn next_cmsg(control: &[u8]) -> Option<(i32, i32, &[u8], &[u8])> {
     let len = usize::from_ne_bytes(*control.first_chunk::<8>()?);
     let level = i32::from_ne_bytes(*control.get(8..)?.first_chunk::<4>()?);
     let kind = i32::from_ne_bytes(*control.get(12..)?.first_chunk::<4>()?);
@@ -184,6 +206,15 @@ impl<'a> ControlWriter<'a> {
                 self.put(libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, &info);
             }
         }
+    }
+
+    /// The datagram leaves with this traffic class.
+    pub(crate) fn traffic_class(&mut self, is_v6: bool, class: TrafficClass) {
+        let (level, kind) = match is_v6 {
+            true => (libc::IPPROTO_IPV6, libc::IPV6_TCLASS),
+            false => (libc::IPPROTO_IP, libc::IP_TOS),
+        };
+        self.put(level, kind, &i32::from(class.0).to_ne_bytes());
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -231,11 +262,13 @@ mod tests {
         let mut bytes = [0; SEND_CONTROL_BYTES];
         let mut writer = ControlWriter::new(&mut bytes);
         writer.source("2001:db8::9".parse().unwrap());
+        writer.traffic_class(true, TrafficClass(0xb9));
         writer.segment_bytes(1200);
         let len = writer.len();
         assert_eq!(len, SEND_CONTROL_BYTES);
         let parsed = Control::parse(&bytes[..len]);
         assert_eq!(parsed.local, Some("2001:db8::9".parse().unwrap()));
+        assert_eq!(parsed.traffic_class, TrafficClass(0xb9));
         // A segment size to send (UDP_SEGMENT) is not one that was received (UDP_GRO).
         assert_eq!(parsed.segment_bytes, 0);
         for cut in 0..len {
@@ -257,6 +290,17 @@ mod tests {
         let parsed = Control::parse(&bytes[..56]);
         assert_eq!(parsed.segment_bytes, 1000);
         assert_eq!(parsed.local, Some("127.0.0.2".parse().unwrap()));
+    }
+
+    #[test]
+    fn a_traffic_class_over_ipv4_is_one_byte() {
+        let mut bytes = [0u8; 24];
+        bytes[..8].copy_from_slice(&17usize.to_ne_bytes());
+        bytes[8..12].copy_from_slice(&libc::IPPROTO_IP.to_ne_bytes());
+        bytes[12..16].copy_from_slice(&libc::IP_TOS.to_ne_bytes());
+        bytes[16..].fill(0xee);
+        bytes[16] = 0x2b;
+        assert_eq!(Control::parse(&bytes).traffic_class, TrafficClass(0x2b));
     }
 
     #[test]

@@ -70,6 +70,12 @@ counters! {
     PortsNoDescriptors = "ports_no_descriptors",
     /// Relayed ports not opened for another reason.
     PortsFailed = "ports_failed",
+    /// ICMP errors about what left by relayed ports.
+    IcmpErrors = "icmp_errors",
+    /// Times a relayed port heard no more ICMP errors for a while because too many came.
+    IcmpMuted = "icmp_muted",
+    /// Messages given to the kernel once more because an ICMP error about an earlier one had stopped them.
+    SendsTriedAgain = "sends_tried_again",
     /// Datagrams that arrived at this shard and belong to another one, given to it.
     HandedOver = "handed_over",
     /// Datagrams for another shard dropped because its queue was full.

@@ -17,6 +17,7 @@ use crate::config::{EngineConfig, MAX_LISTENERS, MAX_PORTS_PER_SHARD, MAX_SHARDS
 use crate::counters::EngineCounters;
 use crate::epoll::Epoll;
 use crate::governor::RunMeter;
+use crate::icmp::Troubles;
 use crate::mailbox::{Bell, Mailbox};
 use crate::outbox::Outbox;
 use crate::probe::{DriverInUse, Report, probe};
@@ -327,6 +328,7 @@ impl<M: Machine, H: Host<M>> Parts<M, H> {
             gro: config.gro,
             meter: RunMeter::default(),
             backlog: Backlog::new(),
+            troubles: Troubles::new(),
             rests: 0,
             limited_from: None,
         })

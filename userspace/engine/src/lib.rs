@@ -24,6 +24,7 @@ mod epoll;
 mod governor;
 mod gro;
 mod gso_limits;
+mod icmp;
 mod mailbox;
 mod outbox;
 mod ports;

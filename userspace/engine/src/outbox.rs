@@ -21,7 +21,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use towpath_proto::Timestamp;
-use towpath_proto::machine::{Prefix, Transmit};
+use towpath_proto::machine::{Prefix, TrafficClass, Transmit};
 
 use crate::address::{ControlWriter, Name, SEND_CONTROL_BYTES};
 use crate::buffers::{BufferId, Buffers};
@@ -79,6 +79,15 @@ pub(crate) struct Egress {
     pub(crate) socket: u32,
     /// The address to leave from, where the socket has several.
     pub(crate) source: Option<IpAddr>,
+    /// How it is treated on its way.
+    pub(crate) marks: Marks,
+}
+
+/// What the IP headers of all datagrams of a message have in common.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Marks {
+    pub(crate) traffic_class: TrafficClass,
+    pub(crate) dont_fragment: bool,
 }
 
 /// What a driver gives to the kernel.
@@ -91,6 +100,8 @@ pub(crate) struct Message {
     pub(crate) plain: Option<libc::iovec>,
     pub(crate) name: *const u8,
     pub(crate) name_bytes: u32,
+    /// The socket must set the DF bit.
+    pub(crate) dont_fragment: bool,
     /// Its answer may put datagrams into the queue again: it is to be taken before a sleep.
     pub(crate) is_awaited: bool,
 }
@@ -128,9 +139,12 @@ struct SendSlot {
     segment_bytes: u16,
     segments: u16,
     iovecs: u16,
+    marks: Marks,
     open: bool,
     /// Its answer is to be taken before a sleep.
     is_awaited: bool,
+    /// How often it was given to the kernel again after an error that may have been another one's.
+    tries: u8,
     /// Datagrams of a refused run that were sent again one by one; `NONE` before a refusal.
     resent: u16,
     control: ControlBytes,
@@ -301,12 +315,14 @@ impl Outbox {
         let slot = &mut self.slots[usize::from(index)];
         slot.name = name;
         slot.source = egress.source;
+        slot.marks = egress.marks;
         slot.socket = egress.socket;
         slot.total_bytes = bytes;
         slot.segment_bytes = u16::try_from(bytes).unwrap_or(u16::MAX);
         slot.segments = 1;
         slot.open = true;
         slot.resent = NONE;
+        slot.tries = 0;
         slot.buffer = place.buffer;
         slot.block = NONE;
         slot.iovecs = parts.count as u16;
@@ -338,9 +354,22 @@ impl Outbox {
         }
     }
 
-    /// The socket a message leaves by.
-    pub(crate) fn socket(&self, index: u16) -> u32 {
-        self.slots[usize::from(index)].socket
+    /// The socket a message leaves by, and whether it sets the DF bit.
+    pub(crate) fn way_out(&self, index: u16) -> (u32, bool) {
+        let slot = &self.slots[usize::from(index)];
+        (slot.socket, slot.marks.dont_fragment)
+    }
+
+    /// Queues a message once more whose failure may have been the fault of an earlier one; `false`
+    /// where that was done `most` times.
+    pub(crate) fn try_again(&mut self, index: u16, most: u8) -> bool {
+        let slot = &mut self.slots[usize::from(index)];
+        let again = slot.tries < most;
+        if again {
+            slot.tries += 1;
+            self.pending.push(index);
+        }
+        again
     }
 
     /// Prepares a message for the kernel. The result points into this outbox and into buffers that
@@ -368,11 +397,15 @@ impl Outbox {
         if let Some(source) = slot.source {
             control.source(source);
         }
+        if slot.marks.traffic_class != TrafficClass::ORDINARY {
+            control.traffic_class(slot.name.is_v6(), slot.marks.traffic_class);
+        }
         if slot.segments > 1 && slot.resent == NONE {
             control.segment_bytes(slot.segment_bytes);
         }
         let control_bytes = control.len();
         slot.is_awaited = slot.resent != NONE
+            || slot.tries > 0
             || slot.segments > 1 && !self.limits.is_proven(&slot.name, slot.segment_bytes);
         slot.header.msg_name = slot.name.as_ptr().cast_mut().cast();
         slot.header.msg_namelen = slot.name.len();
@@ -390,6 +423,7 @@ impl Outbox {
                 .then_some(slot.single),
             name: slot.name.as_ptr(),
             name_bytes: slot.name.len(),
+            dont_fragment: slot.marks.dont_fragment,
             is_awaited: slot.is_awaited,
         }
     }
@@ -411,6 +445,7 @@ impl Outbox {
             self.limits
                 .learn(now, &slot.name, slot.segment_bytes, -result);
             slot.resent = 0;
+            slot.tries = 0;
             self.pending.push(index);
             return None;
         }
@@ -422,6 +457,7 @@ impl Outbox {
         } else {
             count_result(counters, result, 1);
             slot.resent += 1;
+            slot.tries = 0;
             if slot.resent < slot.segments {
                 self.pending.push(index);
                 return None;
@@ -648,8 +684,10 @@ impl SendSlot {
             segment_bytes: 0,
             segments: 0,
             iovecs: 0,
+            marks: Marks::default(),
             open: false,
             is_awaited: false,
+            tries: 0,
             resent: NONE,
             control: ControlBytes([0; SEND_CONTROL_BYTES]),
             pieces: [EMPTY_IOVEC; 3],
@@ -657,7 +695,10 @@ impl SendSlot {
     }
 
     fn is_flow(&self, egress: Egress, name: &Name) -> bool {
-        self.socket == egress.socket && self.name == *name && self.source == egress.source
+        self.socket == egress.socket
+            && self.marks == egress.marks
+            && self.name == *name
+            && self.source == egress.source
     }
 
     /// Makes room for a second datagram; `false` where no block is free.

@@ -6,7 +6,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use towpath_proto::machine::{ListenerId, PortId, ShardId};
+use towpath_proto::machine::{ListenerId, PortId, ShardId, TrafficClass};
 
 /// Opens and closes the relayed ports of one shard, and passes datagrams on to other shards.
 pub trait Ports {
@@ -31,6 +31,8 @@ pub struct Handover {
     pub local: IpAddr,
     /// Who sent it.
     pub remote: SocketAddr,
+    /// Its traffic class.
+    pub traffic_class: TrafficClass,
     /// What it holds.
     pub payload: Box<[u8]>,
 }

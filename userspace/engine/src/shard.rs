@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crossbeam::queue::ArrayQueue;
 use towpath_proto::machine::{
-    Datagram, ListenerId, PortId, ShardId, Socket, TRANSMIT_BUFFER_BYTES, Transmit,
+    Datagram, ListenerId, PortId, ShardId, Socket, TRANSMIT_BUFFER_BYTES, TrafficClass, Transmit,
 };
 use towpath_proto::{Machine, Timestamp};
 
@@ -14,6 +14,7 @@ use crate::backlog::Backlog;
 use crate::buffers::{BufferId, Buffers, Class, SLACK_BYTES};
 use crate::counters::{Counter, EngineCounters};
 use crate::governor::RunMeter;
+use crate::icmp::Troubles;
 use crate::mailbox::{Bell, Mailbox};
 use crate::outbox::{Outbox, Place};
 use crate::sockets::Sockets;
@@ -100,6 +101,8 @@ pub(crate) struct Received {
     pub(crate) bytes: usize,
     /// Length of the merged datagrams; 0 where it is one.
     pub(crate) segment_bytes: usize,
+    /// Of the datagram, or of all that were merged.
+    pub(crate) traffic_class: TrafficClass,
 }
 
 /// The driver-independent part of a shard.
@@ -120,6 +123,7 @@ pub(crate) struct Shard<M: Machine, H> {
     pub(crate) gro: bool,
     pub(crate) meter: RunMeter<(SocketAddr, usize)>,
     pub(crate) backlog: Backlog,
+    pub(crate) troubles: Troubles,
     /// How often this thread had slept when the backlog was judged last.
     pub(crate) rests: i64,
     /// The shard is at ease, and sockets from this one on may still be limited.
@@ -133,6 +137,7 @@ impl<M: Machine, H: Host<M>> Shard<M, H> {
         if self.backlog.is_over(self.now) {
             self.judge_backlog();
         }
+        self.calm();
     }
 
     /// Looks whether this thread has slept since the last look.
@@ -164,13 +169,15 @@ impl<M: Machine, H: Host<M>> Shard<M, H> {
         self.limited_from = (end < self.sockets.len()).then_some(end);
     }
 
-    /// When this shard has to do something again: what its machine waits for, or limits to end.
+    /// When this shard has to do something again: what its machine waits for, or limits and troubles
+    /// to end.
     pub(crate) fn poll_timeout(&self) -> Option<Timestamp> {
         let limits = match self.limited_from {
             Some(_) => Some(self.backlog.ends()),
             None => self.backlog.poll_timeout(),
         };
-        [self.machine.poll_timeout(), limits]
+        let troubles = self.troubles.poll_timeout();
+        [self.machine.poll_timeout(), limits, troubles]
             .into_iter()
             .flatten()
             .min()
@@ -229,6 +236,7 @@ impl<M: Machine, H: Host<M>> Shard<M, H> {
                 socket,
                 local,
                 remote: received.remote,
+                traffic_class: received.traffic_class,
                 payload,
             };
             let Some(transmit) = self.machine.handle_datagram(self.now, datagram) else {
@@ -279,6 +287,9 @@ impl<M: Machine, H: Host<M>> Shard<M, H> {
 
     /// Takes the kernel's answer to a message of the outbox.
     pub(crate) fn sent(&mut self, message: u16, result: i32) {
+        if result < 0 && self.tries_again(message, -result) {
+            return;
+        }
         let done =
             self.outbox
                 .complete(self.now, message, result, &mut self.buffers, &self.counters);
@@ -405,6 +416,7 @@ impl<M: Machine, H: Host<M>> Shard<M, H> {
                 listener,
                 local,
                 remote: received.remote,
+                traffic_class: received.traffic_class,
                 payload: payload.into(),
             };
             neighbour.leave(handover, &self.counters);
@@ -434,6 +446,7 @@ impl<M: Machine, H: Host<M>> Shard<M, H> {
             offset: 0,
             bytes,
             segment_bytes: 0,
+            traffic_class: handover.traffic_class,
         };
         self.split(
             Socket::Listener(handover.listener),

@@ -25,6 +25,10 @@ pub(crate) fn open_listener(
         socket.set_reuse_port(true)?;
     }
     let fd = socket.as_raw_fd();
+    tell_traffic_class(fd, address.is_ipv6())?;
+    if address.is_ipv4() {
+        set_dont_fragment(fd, false)?;
+    }
     if address.ip().is_unspecified() {
         // What arrives tells the address it was sent to, and the answer leaves from there.
         match address {
@@ -65,6 +69,15 @@ pub(crate) fn open_relayed(local: SocketAddr, receive_bytes: usize) -> Result<Ow
     if receive_bytes > 0 {
         set_buffer(fd, libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, receive_bytes);
     }
+    let prepared = tell_traffic_class(fd, local.is_ipv6())
+        .and_then(|()| tell_icmp_errors(fd, local.is_ipv6(), true));
+    let prepared = prepared.and_then(|()| match local {
+        SocketAddr::V4(_) => set_dont_fragment(fd, false),
+        SocketAddr::V6(_) => Ok(()),
+    });
+    if let Err(error) = prepared {
+        return Err(open_error(local, error.raw_os_error().unwrap_or(0)));
+    }
     let name = Name::new(local);
     // SAFETY: `name` holds `len` bytes of a socket address and outlives the call.
     let bound = unsafe { libc::bind(fd, name.as_ptr().cast(), name.len()) };
@@ -82,9 +95,50 @@ fn open_error(local: SocketAddr, errno: i32) -> OpenError {
     }
 }
 
+/// Lets the kernel tell the traffic class of what arrives.
+fn tell_traffic_class(fd: RawFd, is_v6: bool) -> io::Result<()> {
+    match is_v6 {
+        true => set_int(fd, libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 1),
+        false => set_int(fd, libc::IPPROTO_IP, libc::IP_RECVTOS, 1),
+    }
+}
+
+/// Switches whether the kernel keeps ICMP errors about what left by a socket. What it kept is dropped
+/// when this is switched off.
+pub(crate) fn tell_icmp_errors(fd: RawFd, is_v6: bool, on: bool) -> io::Result<()> {
+    match is_v6 {
+        true => set_int(fd, libc::IPPROTO_IPV6, libc::IPV6_RECVERR, i32::from(on)),
+        false => set_int(fd, libc::IPPROTO_IP, libc::IP_RECVERR, i32::from(on)),
+    }
+}
+
+/// Switches the DF bit of what leaves an IPv4 socket from now on.
+///
+/// Without it, what is too long is fragmented, here or by a router. With it, what is longer than the
+/// interface carries is refused, and what is longer than the path carries is lost there. Both pay no
+/// heed to the kernel's memory of paths, which anybody may change by forged ICMP errors.
+pub(crate) fn set_dont_fragment(fd: RawFd, on: bool) -> io::Result<()> {
+    let mode = match on {
+        true => libc::IP_PMTUDISC_PROBE,
+        false => libc::IP_PMTUDISC_OMIT,
+    };
+    set_int(fd, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, mode)
+}
+
 /// Switches UDP GRO of a socket.
 pub(crate) fn set_gro(fd: RawFd, on: bool) -> io::Result<()> {
     set_int(fd, libc::SOL_UDP, libc::UDP_GRO, i32::from(on))
+}
+
+/// Takes the error that is noted in a socket, if there is one.
+pub(crate) fn take_error(fd: RawFd) {
+    let mut value: i32 = 0;
+    let mut bytes = std::mem::size_of::<i32>() as libc::socklen_t;
+    let value = (&raw mut value).cast();
+    // SAFETY: the pointers are to an integer and its length, both of which outlive the call. Its
+    // failure would leave the error where it is.
+    let _ =
+        unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_ERROR, value, &raw mut bytes) };
 }
 
 /// Whether a datagram waits in a socket.

@@ -13,8 +13,9 @@ use towpath_proto::machine::{ListenerId, PortId, Socket, Transmit};
 use crate::OpenError;
 use crate::counters::{Counter, EngineCounters};
 use crate::governor::Governor;
-use crate::outbox::Egress;
-use crate::socket::{open_relayed, receive_buffer, set_receive_buffer};
+use crate::icmp::Trouble;
+use crate::outbox::{Egress, Marks};
+use crate::socket::{open_relayed, receive_buffer, set_dont_fragment, set_receive_buffer};
 
 const NONE: u32 = u32::MAX;
 
@@ -29,10 +30,13 @@ pub(crate) struct Slot {
     pub(crate) state: State,
     pub(crate) wildcard: bool,
     v6: bool,
+    /// What leaves has the DF bit.
+    dont_fragment: bool,
     /// Index into the table of local addresses.
     local: u16,
     owner: Socket,
     pub(crate) governor: Governor,
+    pub(crate) trouble: Trouble,
     pub(crate) receiving: Receiving,
 }
 
@@ -83,8 +87,17 @@ impl Slot {
         matches!(self.owner, Socket::Relayed(_))
     }
 
+    /// Which of the machine's sockets it is.
+    pub(crate) fn owner(&self) -> Socket {
+        self.owner
+    }
+
     pub(crate) fn is_v6(&self) -> bool {
         self.v6
+    }
+
+    pub(crate) fn sets_dont_fragment(&self) -> bool {
+        self.dont_fragment
     }
 }
 
@@ -173,7 +186,22 @@ impl Sockets {
         Ok(Egress {
             socket: index,
             source,
+            marks: Marks {
+                traffic_class: transmit.traffic_class,
+                dont_fragment: transmit.dont_fragment && !slot.v6,
+            },
         })
+    }
+
+    /// Lets what leaves a slot from now on have the DF bit or not. What was given to the kernel before
+    /// is not changed, so it must have left.
+    pub(crate) fn set_dont_fragment(&mut self, index: u32, on: bool) {
+        let Some(slot) = self.slots.get_mut(index as usize) else {
+            return;
+        };
+        if set_dont_fragment(slot.fd(), on).is_ok() {
+            slot.dont_fragment = on;
+        }
     }
 
     /// Which of the machine's sockets a slot is, and its local address.
@@ -271,9 +299,11 @@ impl Sockets {
                 state: State::Free,
                 wildcard: false,
                 v6: false,
+                dont_fragment: false,
                 local: 0,
                 owner,
                 governor: Governor::default(),
+                trouble: Trouble::default(),
                 receiving: Receiving::default(),
             });
             self.slots.len() as u32 - 1
@@ -283,9 +313,11 @@ impl Sockets {
         slot.state = State::Open;
         slot.wildcard = local.ip().is_unspecified();
         slot.v6 = local.is_ipv6();
+        slot.dont_fragment = false;
         slot.local = u16::try_from(local_index).expect("few local addresses");
         slot.owner = owner;
         slot.governor = Governor::default();
+        slot.trouble = Trouble::default();
         slot.receiving = Receiving::default();
         self.changes.push(Change::Opened(index));
         index

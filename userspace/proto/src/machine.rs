@@ -34,6 +34,12 @@ pub trait Machine {
     /// Takes a command's outcome or a message from another thread.
     fn handle_event(&mut self, now: Timestamp, event: Self::Event);
 
+    /// Takes an ICMP error that the network sent about a datagram of this machine. Few come, and
+    /// anybody may forge them. A machine that has no use for them leaves this as it is.
+    fn handle_icmp(&mut self, now: Timestamp, error: IcmpError) {
+        let _ = (now, error);
+    }
+
     /// Does what is due at `now`. Calling it early does nothing.
     fn handle_timeout(&mut self, now: Timestamp);
 
@@ -78,6 +84,30 @@ pub enum Socket {
     Relayed(PortId),
 }
 
+/// How a packet wants to be treated on its way, as its IP header says: six bits DSCP, two bits ECN.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct TrafficClass(pub u8);
+
+impl TrafficClass {
+    /// Best effort, and without ECN.
+    pub const ORDINARY: Self = Self(0);
+}
+
+/// An ICMP or ICMPv6 error about a datagram that left by a relayed port.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct IcmpError {
+    /// Where the datagram left.
+    pub socket: Socket,
+    /// Where it went; its port is 0 where the shell was not told. Its family says which ICMP it is.
+    pub destination: SocketAddr,
+    /// The type.
+    pub icmp_type: u8,
+    /// The code.
+    pub code: u8,
+    /// The MTU of the link that it did not fit through; 0 where that was not the reason.
+    pub mtu: u32,
+}
+
 /// A datagram that arrived. The machine may overwrite its payload.
 #[derive(Debug)]
 pub struct Datagram<'a> {
@@ -87,6 +117,8 @@ pub struct Datagram<'a> {
     pub local: IpAddr,
     /// Who sent it.
     pub remote: SocketAddr,
+    /// How it was to be treated.
+    pub traffic_class: TrafficClass,
     /// The UDP payload.
     pub payload: &'a mut [u8],
 }
@@ -115,6 +147,11 @@ pub struct Transmit {
     pub payload: Range<usize>,
     /// Zero bytes behind the payload, at most 3.
     pub padding: u8,
+    /// How it is to be treated on its way.
+    pub traffic_class: TrafficClass,
+    /// Whether it has to leave whole, with the DF bit set: over IPv4 by a relayed port. Where it does
+    /// not fit through, it is lost. A shell does as it likes with others.
+    pub dont_fragment: bool,
 }
 
 impl Transmit {

@@ -51,13 +51,17 @@ use towpath_ebpf_common::lease::Lease;
 use towpath_ebpf_common::meter::PacketSize;
 
 use crate::access::PeerPolicy;
-use crate::machine::{Datagram, ListenerId, PortId, ShardId, Socket, Transmit};
+use crate::machine::{
+    Datagram, IcmpError, ListenerId, PortId, ShardId, Socket, TrafficClass, Transmit,
+};
 use crate::nonce::NonceKey;
 use crate::ports::PortPool;
 use crate::slots::Slots;
 use crate::stun::behavior::Discovery;
 use crate::timer::Timers;
-use crate::turn::server::{Allocations, Deleted, Mobiles, Relayed, Routes, is_in_a_loop};
+use crate::turn::server::{
+    Allocations, Deleted, IcmpBudgets, Mobiles, Relayed, Routes, is_in_a_loop,
+};
 use crate::wire::{Class, Kind, Message, Method, ParseError, classify};
 use crate::{Machine, Timestamp, WallClock};
 use outbox::Outbox;
@@ -98,6 +102,7 @@ pub struct Relay {
     pub(crate) discovery: Option<Box<Discovery>>,
     /// The alternate server of the next 300, as an index that wraps.
     pub(crate) next_alternate: usize,
+    pub(crate) icmp_budgets: IcmpBudgets,
     pub(crate) commands: VecDeque<RelayCommand>,
     pub(crate) routes: Routes,
     pub(crate) draining: bool,
@@ -141,6 +146,7 @@ impl Relay {
             stranger_paces: shared.strangers().paces(&config.limits.strangers),
             discovery,
             next_alternate: usize::from(shard.0),
+            icmp_budgets: IcmpBudgets::new(),
             rng,
             ports_in_all: pools.iter().map(PortPool::len).sum(),
             pools,
@@ -179,7 +185,7 @@ impl Relay {
             client: datagram.remote,
         };
         let outcome = match classify(datagram.payload) {
-            Kind::Stun => self.stun(now, from, datagram.payload),
+            Kind::Stun => self.stun(now, from, datagram.payload, datagram.traffic_class),
             Kind::ChannelData | Kind::Other => Err(DropReason::Unrecognized),
         };
         outcome.unwrap_or_else(|reason| match reason {
@@ -193,6 +199,7 @@ impl Relay {
         now: Timestamp,
         from: Endpoint,
         payload: &[u8],
+        class: TrafficClass,
     ) -> Result<Option<Transmit>, DropReason> {
         let message = match Message::parse(payload) {
             Ok(message) => message,
@@ -220,7 +227,7 @@ impl Relay {
         match (message.class(), message.method()) {
             (Class::Indication, Method::SEND) => self
                 .send_indication(now, &message, from)
-                .map(|out| Some(out.transmit())),
+                .map(|out| Some(out.transmit(class))),
             (Class::Indication, Method::BINDING) => {
                 self.counters.binding_indications.increment();
                 Ok(None)
@@ -245,7 +252,9 @@ impl Relay {
 
     fn request(&mut self, now: Timestamp, request: &Request<'_>) {
         if let Some(shard) = self.shard_of_request(request) {
-            self.hand_over(shard, request.from, request.message.as_bytes());
+            // Answers leave in the ordinary class, whatever the request's.
+            let class = TrafficClass::ORDINARY;
+            self.hand_over(shard, request.from, class, request.message.as_bytes());
             return;
         }
         self.counters.requests(request.kind).increment();
@@ -324,7 +333,13 @@ impl Relay {
 
     /// Gives a datagram from a client to another shard.
     #[cold]
-    pub(crate) fn hand_over(&mut self, to: ShardId, from: Endpoint, payload: &[u8]) {
+    pub(crate) fn hand_over(
+        &mut self,
+        to: ShardId,
+        from: Endpoint,
+        traffic_class: TrafficClass,
+        payload: &[u8],
+    ) {
         if self.commands.len() >= MAX_COMMANDS_THAT_WAIT {
             self.dropped(DropReason::OutputFull);
             return;
@@ -334,6 +349,7 @@ impl Relay {
             listener: from.listener,
             local: from.server,
             remote: from.client,
+            traffic_class,
             payload: payload.into(),
         });
     }
@@ -355,10 +371,11 @@ impl Machine for Relay {
     #[inline]
     fn handle_datagram(&mut self, now: Timestamp, datagram: Datagram<'_>) -> Option<Transmit> {
         let (local, remote) = (datagram.local, datagram.remote);
+        let class = datagram.traffic_class;
         match datagram.socket {
             Socket::Listener(listener) if classify(datagram.payload) == Kind::ChannelData => {
                 match self.channel_data(now, listener, local, remote, datagram.payload) {
-                    Ok(out) => Some(out.transmit()),
+                    Ok(out) => Some(out.transmit(class)),
                     Err(DropReason::NoAllocation) => {
                         self.data_without_allocation(now, listener, &datagram)
                     }
@@ -367,9 +384,9 @@ impl Machine for Relay {
             }
             Socket::Relayed(_) if is_in_a_loop(datagram.payload) => self.dropped(DropReason::Loop),
             Socket::Relayed(port) => match self.peer_data(now, port, remote) {
-                Ok(from) => self.wrap(now, port, from, size_of_data(&datagram)),
+                Ok(from) => self.wrap(now, port, from, size_of_data(&datagram), class),
                 Err(DropReason::NoSuchPort) => {
-                    self.second_port_data(now, port, remote, size_of_data(&datagram))
+                    self.second_port_data(now, port, remote, size_of_data(&datagram), class)
                 }
                 Err(reason) => self.dropped(reason),
             },
@@ -385,6 +402,10 @@ impl Machine for Relay {
             RelayEvent::WallClock(clock) => self.set_clock(clock),
             RelayEvent::Drain => self.draining = true,
         }
+    }
+
+    fn handle_icmp(&mut self, now: Timestamp, error: IcmpError) {
+        self.icmp_error(now, &error);
     }
 
     fn handle_timeout(&mut self, now: Timestamp) {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use towpath_proto::access::AccessRules;
 use towpath_proto::credentials::LongTermKey;
 use towpath_proto::machine::{
-    Datagram, ListenerId, PortId, ShardId, Socket, TRANSMIT_BUFFER_BYTES, Transmit,
+    Datagram, ListenerId, PortId, ShardId, Socket, TRANSMIT_BUFFER_BYTES, TrafficClass, Transmit,
 };
 use towpath_proto::relay::{
     Credential, PortError, Relay, RelayAddress, RelayCommand, RelayConfig, RelayEvent, RelayLimits,
@@ -160,6 +160,7 @@ impl World {
             socket: Socket::Listener(ListenerId(0)),
             local: IpAddr::from([5, 5, 5, 5]),
             remote: self.client_address,
+            traffic_class: TrafficClass::ORDINARY,
             payload: bytes,
         };
         if let Some(transmit) = self.relay.handle_datagram(self.now, datagram) {
@@ -176,6 +177,7 @@ impl World {
             socket,
             local: relayed.ip(),
             remote: peer,
+            traffic_class: TrafficClass::ORDINARY,
             payload: &mut bytes,
         };
         if let Some(transmit) = self.relay.handle_datagram(self.now, datagram) {
@@ -426,6 +428,7 @@ fn a_binding_request_is_answered_with_the_clients_address() {
         socket: Socket::Listener(ListenerId(0)),
         local: server.ip(),
         remote: world.client_address,
+        traffic_class: TrafficClass::ORDINARY,
         payload: &mut buffer[..len],
     };
     assert!(relay.handle_datagram(world.now, datagram).is_none());

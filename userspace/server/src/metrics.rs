@@ -160,6 +160,11 @@ impl Out<'_, '_> {
             "Of the datagrams relayed, those in Send or Data indications",
             |shard| shard.relay.send_indications.value(),
             |shard| shard.relay.data_indications.value(),
+        )?;
+        self.shard_counter(
+            "relay_icmp_indications",
+            "ICMP errors that clients were told of",
+            |shard| shard.relay.icmp_indications.value(),
         )
     }
 

@@ -84,12 +84,14 @@ impl towpath_engine::Host<Relay> for Host {
                 listener,
                 local,
                 remote,
+                traffic_class,
                 payload,
             } => {
                 let datagram = Handover {
                     listener,
                     local,
                     remote,
+                    traffic_class,
                     payload,
                 };
                 ports.hand_over(to, datagram);

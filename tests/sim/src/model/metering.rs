@@ -280,6 +280,7 @@ impl Model {
             Alternative::Drop(_)
             | Alternative::Noticed
             | Alternative::Opening(..)
+            | Alternative::Icmp(..)
             | Alternative::Success(..)
             | Alternative::Error(..)
             | Alternative::OverLimit(_) => return None,

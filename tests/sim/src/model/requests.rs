@@ -758,6 +758,7 @@ const KNOWN: [u16; 13] = [
     attribute::DATA,
     attribute::REQUESTED_ADDRESS_FAMILY,
     attribute::EVEN_PORT,
+    attribute::DONT_FRAGMENT,
     attribute::REQUESTED_TRANSPORT,
     attribute::RESERVATION_TOKEN,
 ];

@@ -15,6 +15,7 @@ fn packet(sender: HostId, source: &str, destination: &str, payload: &[u8]) -> Pa
     Packet {
         source,
         destination,
+        traffic_class: 0,
         payload: payload.to_vec(),
         sender,
     }

@@ -40,6 +40,8 @@ pub(crate) struct Epoll<M: Machine, H> {
     events: Vec<libc::epoll_event>,
     changes: Vec<Change>,
     ready: VecDeque<u32>,
+    /// Slots with errors, as the kernel just said.
+    failed: Vec<u32>,
     small: Inlet,
     big: Inlet,
     outlet: Outlet,
@@ -61,6 +63,7 @@ impl<M: Machine, H: Host<M>> Epoll<M, H> {
             events: Vec::with_capacity(EVENTS),
             changes: Vec::new(),
             ready: VecDeque::new(),
+            failed: Vec::new(),
             small: Inlet::new(Class::Small),
             big: Inlet::new(Class::Big),
             outlet: Outlet::new(),
@@ -159,12 +162,18 @@ impl<M: Machine, H: Host<M>> Epoll<M, H> {
                     let (index, generation) = (named as u32, (named >> 32) as u16);
                     let slot = self.shard.sockets.slot_mut(index);
                     let slot = slot.filter(|slot| slot.generation == generation);
+                    if slot.is_some() && event.events & libc::EPOLLERR as u32 != 0 {
+                        self.failed.push(index);
+                    }
                     if let Some(slot) = slot.filter(|slot| !slot.receiving.armed) {
                         slot.receiving.armed = true;
                         self.ready.push_back(index);
                     }
                 }
             }
+        }
+        while let Some(index) = self.failed.pop() {
+            self.shard.read_errors(index);
         }
         Ok(())
     }

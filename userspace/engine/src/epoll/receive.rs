@@ -133,6 +133,7 @@ impl Inlet {
             offset: 0,
             bytes: message.msg_len as usize,
             segment_bytes: control.segment_bytes,
+            traffic_class: control.traffic_class,
         })
     }
 }
@@ -187,7 +188,9 @@ impl<M: Machine, H: Host<M>> Epoll<M, H> {
     fn on_error(&mut self, index: u32) {
         let errno = last_errno();
         if errno != libc::EAGAIN {
-            self.shard.counters.add(Counter::ReceiveErrors, 1);
+            if !self.shard.takes_error(index, errno) {
+                self.shard.counters.add(Counter::ReceiveErrors, 1);
+            }
             // An error that waited in the socket is gone now; what arrived is still there.
             self.queue(index);
         }

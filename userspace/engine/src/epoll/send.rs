@@ -15,8 +15,8 @@ const BATCH: usize = 64;
 /// Sorts messages by socket and sends those of one socket together.
 pub(super) struct Outlet {
     messages: Vec<u16>,
-    /// Socket, place in the outbox's order, message.
-    sorted: Vec<(u32, u16, u16)>,
+    /// Socket, place in the outbox's order, message, whether it sets the DF bit.
+    sorted: Vec<(u32, u16, u16, bool)>,
     headers: Vec<libc::mmsghdr>,
 }
 
@@ -35,16 +35,17 @@ impl Outlet {
         self.sorted.clear();
         for (place, &message) in self.messages.iter().enumerate() {
             // Datagrams of a flow leave by one socket, so this order keeps theirs.
-            let socket = shard.outbox.socket(message);
-            self.sorted.push((socket, place as u16, message));
+            let (socket, dont_fragment) = shard.outbox.way_out(message);
+            self.sorted
+                .push((socket, place as u16, message, dont_fragment));
         }
         self.sorted.sort_unstable();
         let mut rest = &self.sorted[..];
-        while let Some(&(socket, ..)) = rest.first() {
+        while let Some(&(socket, _, _, dont_fragment)) = rest.first() {
             let same = rest
                 .iter()
                 .take(BATCH)
-                .take_while(|(of, ..)| *of == socket)
+                .take_while(|(of, _, _, whole)| (*of, *whole) == (socket, dont_fragment))
                 .count();
             let (batch, later) = rest.split_at(same);
             send_batch(shard, &mut self.headers, socket, batch);
@@ -57,17 +58,24 @@ fn send_batch<M: Machine, H: Host<M>>(
     shard: &mut Shard<M, H>,
     headers: &mut Vec<libc::mmsghdr>,
     socket: u32,
-    batch: &[(u32, u16, u16)],
+    batch: &[(u32, u16, u16, bool)],
 ) {
-    let fd = shard.sockets.slot(socket).map_or(-1, |slot| slot.fd());
-    if let [(_, _, index)] = *batch {
+    let slot = shard.sockets.slot(socket);
+    let fd = slot.map_or(-1, |slot| slot.fd());
+    let sets = slot.is_some_and(|slot| slot.sets_dont_fragment());
+    if let [(.., dont_fragment), ..] = *batch
+        && sets != dont_fragment
+    {
+        shard.sockets.set_dont_fragment(socket, dont_fragment);
+    }
+    if let [(_, _, index, _)] = *batch {
         let message = shard.outbox.message(index);
         if let Some(piece) = message.plain {
             return shard.sent(index, send_plain(fd, &message, piece));
         }
     }
     headers.clear();
-    for &(_, _, message) in batch {
+    for &(_, _, message, _) in batch {
         let header = shard.outbox.message(message).header;
         // SAFETY: the outbox prepared this header and keeps it until the message is complete.
         let msg_hdr = unsafe { *header };

@@ -3,6 +3,7 @@ use std::net::IpAddr;
 use towpath_proto::machine::{ListenerId, Socket};
 
 use super::*;
+use crate::address::Control;
 use crate::buffers::Class;
 
 const NOW: Timestamp = Timestamp::from_nanos(1);
@@ -25,6 +26,16 @@ impl Fixture {
 
     /// Queues `payload` behind `prefix` as a receive of its own.
     fn push(&mut self, to: &str, prefix: &[u8], payload: &[u8]) -> Option<Queued> {
+        self.push_marked(Marks::default(), to, prefix, payload)
+    }
+
+    fn push_marked(
+        &mut self,
+        marks: Marks,
+        to: &str,
+        prefix: &[u8],
+        payload: &[u8],
+    ) -> Option<Queued> {
         let buffer = self.buffers.take_released(Class::Small).unwrap();
         self.buffers.hold_first(buffer);
         let lent = self.buffers.kernel_area(buffer);
@@ -38,9 +49,10 @@ impl Fixture {
             following: 0,
         };
         let transmit = transmit(to, prefix, 0..payload.len());
+        let egress = Egress { marks, ..EGRESS };
         let queued = self
             .outbox
-            .push(NOW, EGRESS, &transmit, place, &mut self.buffers);
+            .push(NOW, egress, &transmit, place, &mut self.buffers);
         self.buffers.release(buffer);
         queued
     }
@@ -131,6 +143,10 @@ impl Fixture {
 const EGRESS: Egress = Egress {
     socket: 3,
     source: None,
+    marks: Marks {
+        traffic_class: TrafficClass::ORDINARY,
+        dont_fragment: false,
+    },
 };
 
 fn transmit(to: &str, prefix: &[u8], payload: std::ops::Range<usize>) -> Transmit {
@@ -141,6 +157,8 @@ fn transmit(to: &str, prefix: &[u8], payload: std::ops::Range<usize>) -> Transmi
         prefix: Prefix::new(prefix).unwrap(),
         payload,
         padding: 0,
+        traffic_class: TrafficClass::ORDINARY,
+        dont_fragment: false,
     }
 }
 
@@ -189,6 +207,74 @@ fn an_empty_datagram_is_a_message_of_its_own() {
 }
 
 #[test]
+fn datagrams_of_another_class_or_with_the_df_bit_are_no_part_of_a_run() {
+    let mut fixture = Fixture::new();
+    let marks = [
+        (0, false),
+        (0, false),
+        (0xb9, false),
+        (0xb9, true),
+        (0xb9, true),
+    ];
+    for (class, dont_fragment) in marks {
+        let marks = Marks {
+            traffic_class: TrafficClass(class),
+            dont_fragment,
+        };
+        fixture
+            .push_marked(marks, "192.0.2.1:1", b"", &[class; 10])
+            .unwrap();
+    }
+    let mut pending = Vec::new();
+    fixture.outbox.take_pending(&mut pending);
+    let messages: Vec<_> = pending
+        .into_iter()
+        .map(|index| {
+            let message = fixture.outbox.message(index);
+            // SAFETY: the outbox has just prepared it.
+            let header = unsafe { &*message.header };
+            let control = match header.msg_controllen {
+                0 => Control::default(),
+                // SAFETY: the outbox has written as many bytes of control data.
+                bytes => Control::parse(unsafe {
+                    std::slice::from_raw_parts(header.msg_control.cast(), bytes)
+                }),
+            };
+            let bytes = fixture.message(index).1.len();
+            (bytes, control.traffic_class.0, message.dont_fragment)
+        })
+        .collect();
+    assert_eq!(
+        messages,
+        [(20, 0, false), (10, 0xb9, false), (20, 0xb9, true)]
+    );
+}
+
+#[test]
+fn an_ordinary_datagram_is_sent_without_control_data() {
+    let mut fixture = Fixture::new();
+    fixture.push("192.0.2.1:1", b"", b"x").unwrap();
+    let mut pending = Vec::new();
+    fixture.outbox.take_pending(&mut pending);
+    assert!(fixture.outbox.message(pending[0]).plain.is_some());
+}
+
+#[test]
+fn a_message_is_tried_again_as_often_as_is_allowed() {
+    let mut fixture = Fixture::new();
+    fixture.push("192.0.2.1:1", b"", b"x").unwrap();
+    let mut pending = Vec::new();
+    fixture.outbox.take_pending(&mut pending);
+    assert!(fixture.outbox.try_again(pending[0], 1));
+    fixture.outbox.take_pending(&mut pending);
+    assert!(fixture.outbox.message(pending[0]).is_awaited);
+    assert!(!fixture.outbox.try_again(pending[0], 1));
+    assert!(!fixture.outbox.has_pending());
+    assert_eq!(fixture.complete(pending[0], -libc::ECONNREFUSED), Some(3));
+    assert!(fixture.all_buffers_are_free());
+}
+
+#[test]
 fn another_source_address_is_another_flow() {
     let mut fixture = Fixture::new();
     let buffer = fixture.buffers.take_released(Class::Small).unwrap();
@@ -204,7 +290,7 @@ fn another_source_address_is_another_flow() {
             following: 0,
         };
         let transmit = transmit("192.0.2.1:1", b"", 0..8);
-        let egress = Egress { socket: 3, source };
+        let egress = Egress { source, ..EGRESS };
         fixture
             .outbox
             .push(NOW, egress, &transmit, place, &mut fixture.buffers)

@@ -16,6 +16,7 @@ mod ring;
 
 use std::io;
 use std::os::fd::RawFd;
+use std::time::Duration;
 
 use io_uring::types::{CancelBuilder, Fd, Fixed, Timespec};
 use io_uring::{cqueue, opcode, squeue};
@@ -40,6 +41,9 @@ const BUSY_RECEIVES: u32 = 32;
 
 /// What one round receives before it sends, at most. Bounds the time a datagram waits for others.
 const ROUND_RECEIVES: u32 = 256;
+
+/// How long a send by a relayed port may have failed before the shard looks.
+const UNHEARD: Duration = Duration::from_millis(5);
 
 /// How long an ending shard waits for the kernel to let go of its memory.
 const CLOSE_NANOS: u64 = 2_000_000_000;
@@ -71,6 +75,8 @@ pub(crate) struct Uring<M: Machine, H> {
     received: u32,
     /// Sends whose completions were not taken yet.
     sending: u32,
+    /// Some of them left by relayed ports, where they may have failed for an earlier one's ICMP error.
+    relayed_sends: bool,
     /// Completions the kernel has ever dropped.
     overflows: u32,
     /// One of those sent in this round may be refused, and has to be sent again then.
@@ -120,6 +126,7 @@ impl<M: Machine, H: Host<M>> Uring<M, H> {
             standing: 0,
             received: 0,
             sending: 0,
+            relayed_sends: false,
             overflows: 0,
             awaits_sends: false,
         };
@@ -225,7 +232,9 @@ impl<M: Machine, H: Host<M>> Uring<M, H> {
             Some(Operation::Receive { slot, generation }) => {
                 self.on_receive(slot, generation, completion.result(), completion.flags());
             }
-            Some(Operation::Poll { slot, generation }) => self.on_poll(slot, generation),
+            Some(Operation::Poll { slot, generation }) => {
+                self.on_poll(slot, generation, completion.result());
+            }
             Some(Operation::Send(message)) => {
                 self.sending -= 1;
                 self.shard.sent(message, completion.result());
@@ -255,6 +264,7 @@ impl<M: Machine, H: Host<M>> Uring<M, H> {
         self.shard.outbox.take_pending(&mut messages);
         for &index in &messages {
             let message = self.shard.outbox.message(index);
+            self.prepare_socket(&message)?;
             let entry = self
                 .send_entry(&message)
                 .user_data(Operation::Send(index).pack());
@@ -265,6 +275,25 @@ impl<M: Machine, H: Host<M>> Uring<M, H> {
             self.awaits_sends |= message.is_awaited;
         }
         self.messages = messages;
+        Ok(())
+    }
+
+    /// Sets the DF bit of a message's socket as the message wants it, once what was queued before has
+    /// left as it was meant to.
+    #[inline]
+    fn prepare_socket(&mut self, message: &Message) -> io::Result<()> {
+        let Some(slot) = self.shard.sockets.slot(message.socket) else {
+            return Ok(());
+        };
+        self.relayed_sends |= slot.is_relayed();
+        // The kernel may refuse these, and says why in the socket.
+        self.awaits_sends |= message.dont_fragment || slot.trouble.is_any();
+        if slot.sets_dont_fragment() != message.dont_fragment {
+            self.ring.submit()?;
+            self.shard
+                .sockets
+                .set_dont_fragment(message.socket, message.dont_fragment);
+        }
         Ok(())
     }
 
@@ -329,7 +358,10 @@ impl<M: Machine, H: Host<M>> Uring<M, H> {
     /// Makes sure the ring wakes no later than the machine's deadline. A timer that is too early
     /// stays: it costs one round, and setting it anew would cost something in every round.
     fn arm_timer(&mut self) -> io::Result<()> {
-        let Some(deadline) = self.shard.poll_timeout() else {
+        self.relayed_sends &= self.sending > 0;
+        let unheard = self.relayed_sends.then(|| self.shard.now + UNHEARD);
+        let deadline = [self.shard.poll_timeout(), unheard].into_iter().flatten();
+        let Some(deadline) = deadline.min() else {
             return Ok(());
         };
         if self.timer.is_some_and(|armed| armed <= deadline) {

@@ -19,7 +19,8 @@ use super::Uring;
 use super::ring::Operation;
 use crate::Host;
 use crate::address::{
-    Control, GRO_CONTROL_BYTES, NAME_BYTES, PKTINFO_V4_BYTES, PKTINFO_V6_BYTES, parse_name,
+    Control, GRO_CONTROL_BYTES, NAME_BYTES, PKTINFO_V4_BYTES, PKTINFO_V6_BYTES,
+    TRAFFIC_CLASS_BYTES, parse_name,
 };
 use crate::buffers::{BufferId, Buffers, Class};
 use crate::counters::Counter;
@@ -72,7 +73,7 @@ const fn control_bytes(wildcard: bool, v6: bool, gro: bool) -> usize {
         (true, false) => PKTINFO_V4_BYTES,
         (true, true) => PKTINFO_V6_BYTES,
     };
-    source + if gro { GRO_CONTROL_BYTES } else { 0 }
+    TRAFFIC_CLASS_BYTES + source + if gro { GRO_CONTROL_BYTES } else { 0 }
 }
 
 impl<M: Machine, H: Host<M>> Uring<M, H> {
@@ -102,8 +103,8 @@ impl<M: Machine, H: Host<M>> Uring<M, H> {
         unsafe { self.ring.push(&entry) }
     }
 
-    /// A quiet slot has something to read, or its wait was ended.
-    pub(super) fn on_poll(&mut self, index: u32, generation: u16) {
+    /// A quiet slot has something to read or an error, or its wait was ended.
+    pub(super) fn on_poll(&mut self, index: u32, generation: u16, result: i32) {
         let slot = self
             .shard
             .sockets
@@ -116,8 +117,17 @@ impl<M: Machine, H: Host<M>> Uring<M, H> {
         slot.receiving.armed = false;
         slot.receiving.polling = false;
         slot.receiving.changing = false;
-        slot.receiving.active = true;
-        self.ended.push(index);
+        let has = |events: i16| result >= 0 && result & i32::from(events) != 0;
+        let only_failed = has(libc::POLLERR) && !has(libc::POLLIN);
+        slot.receiving.active = !only_failed;
+        if has(libc::POLLERR) {
+            self.shard.read_errors(index);
+        }
+        if only_failed {
+            self.quiet.push(index);
+        } else {
+            self.ended.push(index);
+        }
         self.shard.sockets.release(index);
     }
 
@@ -289,7 +299,7 @@ impl<M: Machine, H: Host<M>> Uring<M, H> {
             libc::ECANCELED if is_quiet => self.quiet.push(index),
             libc::ECANCELED => self.ended.push(index),
             errno => {
-                if errno > 0 {
+                if errno > 0 && !self.shard.takes_error(index, errno) {
                     self.shard.counters.add(Counter::ReceiveErrors, 1);
                 }
                 self.ended.push(index);
@@ -326,6 +336,7 @@ impl<M: Machine, H: Host<M>> Uring<M, H> {
             offset: output.offset,
             bytes: bytes - output.offset,
             segment_bytes: output.control.segment_bytes,
+            traffic_class: output.control.traffic_class,
         })
     }
 

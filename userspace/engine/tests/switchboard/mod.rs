@@ -27,7 +27,9 @@ use towpath_engine::{
     Counter, Driver, Engine, EngineConfig, EngineCounters, Handover, Host, OpenError, Ports,
     StartError,
 };
-use towpath_proto::machine::{Datagram, ListenerId, PortId, Prefix, ShardId, Socket, Transmit};
+use towpath_proto::machine::{
+    Datagram, IcmpError, ListenerId, PortId, Prefix, ShardId, Socket, TrafficClass, Transmit,
+};
 use towpath_proto::{Machine, Timestamp};
 
 /// Where an answer goes and leaves from.
@@ -36,6 +38,7 @@ struct Client {
     listener: ListenerId,
     local: IpAddr,
     remote: SocketAddr,
+    traffic_class: TrafficClass,
 }
 
 #[derive(Default)]
@@ -75,6 +78,10 @@ impl Switchboard {
     }
 
     fn answer(&mut self, client: Client, bytes: Vec<u8>) {
+        let client = Client {
+            traffic_class: TrafficClass::ORDINARY,
+            ..client
+        };
         self.answers.push_back((client, bytes));
     }
 
@@ -86,6 +93,8 @@ impl Switchboard {
             prefix,
             payload,
             padding: 0,
+            traffic_class: client.traffic_class,
+            dont_fragment: false,
         }
     }
 
@@ -113,7 +122,7 @@ impl Switchboard {
                 self.commands.push_back(Command::Close(PortId(id)));
                 self.answer(client, b"c".to_vec());
             }
-            b'f' => {
+            b'f' | b'F' => {
                 let id = u32::from_be_bytes(bytes[1..5].try_into().unwrap());
                 let ip: [u8; 4] = bytes[5..9].try_into().unwrap();
                 let port = u16::from_be_bytes(bytes[9..11].try_into().unwrap());
@@ -124,6 +133,8 @@ impl Switchboard {
                     prefix: Prefix::EMPTY,
                     payload: 11..bytes.len(),
                     padding: 0,
+                    traffic_class: client.traffic_class,
+                    dont_fragment: bytes[0] == b'F',
                 });
             }
             b't' => {
@@ -142,6 +153,7 @@ impl Switchboard {
                     listener,
                     local,
                     remote,
+                    traffic_class: TrafficClass::ORDINARY,
                     payload: bytes[3..].into(),
                 };
                 self.commands.push_back(Command::HandOver(to, datagram));
@@ -168,12 +180,16 @@ impl Machine for Switchboard {
                     listener,
                     local: datagram.local,
                     remote: datagram.remote,
+                    traffic_class: datagram.traffic_class,
                 };
                 self.last = Some(client);
                 self.request(now, client, datagram.payload)
             }
             Socket::Relayed(port) => {
-                let client = *self.clients.get(&port.0)?;
+                let client = Client {
+                    traffic_class: datagram.traffic_class,
+                    ..*self.clients.get(&port.0)?
+                };
                 let prefix = Prefix::channel_data(port.0.to_be_bytes());
                 Some(Self::transmit(client, prefix, 0..datagram.payload.len()))
             }
@@ -198,6 +214,17 @@ impl Machine for Switchboard {
                 }
             }
             Event::Die => panic!("a machine with a defect"),
+        }
+    }
+
+    fn handle_icmp(&mut self, _now: Timestamp, error: IcmpError) {
+        let Socket::Relayed(port) = error.socket else {
+            panic!("{error:?}")
+        };
+        let (kind, code, to) = (error.icmp_type, error.code, error.destination);
+        let text = format!("i{} {kind} {code} {to} {}", port.0, error.mtu);
+        if let Some(client) = self.clients.get(&port.0) {
+            self.answer(*client, text.into_bytes());
         }
     }
 

@@ -50,6 +50,8 @@ pub struct RelayCounters {
     pub send_indications: Counter,
     /// Of [`packets_to_clients`](Self::packets_to_clients): those that left as Data indications.
     pub data_indications: Counter,
+    /// ICMP errors that clients were told of, in Data indications without data.
+    pub icmp_indications: Counter,
     /// Allocations that exist now.
     pub allocations: Counter,
     /// Allocations made since the start.
@@ -220,6 +222,12 @@ drop_reasons! {
     MovesTooOften => "moves_too_often",
     /// Data over the limit of the user, of its class, or of the relay as a whole.
     OverLimit => "over_limit",
+    /// An ICMP error of a type that clients are not told of.
+    IcmpUnusable => "icmp_unusable",
+    /// An ICMP error about a datagram to a peer without a permission.
+    IcmpNotPermitted => "icmp_not_permitted",
+    /// An ICMP error of which there were too many for its client.
+    IcmpTooMany => "icmp_too_many",
 }
 
 #[cfg(test)]

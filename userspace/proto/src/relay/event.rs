@@ -7,7 +7,7 @@ use std::time::Duration;
 use towpath_ebpf_common::route::{RouteKey, Target};
 
 use super::config::RelayConfig;
-use crate::machine::{ListenerId, PortId, ShardId};
+use crate::machine::{ListenerId, PortId, ShardId, TrafficClass};
 use crate::slots::PeerSlot;
 use crate::wire::ChannelNumber;
 use crate::{Timestamp, WallClock};
@@ -56,6 +56,8 @@ pub enum RelayCommand {
         local: IpAddr,
         /// Who sent it.
         remote: SocketAddr,
+        /// Its traffic class.
+        traffic_class: TrafficClass,
         /// What it holds.
         payload: Box<[u8]>,
     },

@@ -10,7 +10,7 @@ use crate::Timestamp;
 use crate::auth::{
     Authenticated, Gate, Integrity, STRANGER_BYTES, STRANGER_FACTOR, may_offer_nothing, offer,
 };
-use crate::machine::{ListenerId, Prefix, Socket, Transmit};
+use crate::machine::{ListenerId, Prefix, Socket, TrafficClass, Transmit};
 use crate::nonce::Offer;
 use crate::slots::Identity;
 use crate::turn::server::Flow;
@@ -315,6 +315,8 @@ impl Relay {
             prefix: Prefix::EMPTY,
             payload: 0..len,
             padding: 0,
+            traffic_class: TrafficClass::ORDINARY,
+            dont_fragment: false,
         };
         self.outbox.push(transmit, buffer);
         Ok(())

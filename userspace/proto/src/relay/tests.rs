@@ -2,6 +2,7 @@
 
 mod allocate;
 mod alternate;
+mod ancillary;
 mod authentication;
 mod behavior;
 mod bindings;

@@ -9,6 +9,7 @@ mod channels;
 mod data;
 mod destinations;
 mod end;
+mod icmp;
 mod mobility;
 mod nesting;
 mod permission;
@@ -22,6 +23,7 @@ pub(crate) use address::Flow;
 pub(crate) use allocation::{Allocations, Relayed};
 pub use destinations::NewPeers;
 pub(crate) use end::Deleted;
+pub(crate) use icmp::IcmpBudgets;
 pub(crate) use mobility::Mobiles;
 pub(crate) use nesting::is_in_a_loop;
 pub(crate) use routes::Routes;
@@ -38,9 +40,6 @@ pub(crate) const PERMISSION_LIFETIME: Duration = Duration::from_secs(300);
 pub(crate) const CHANNEL_LIFETIME: Duration = Duration::from_secs(600);
 
 /// The attributes of a TURN message that have to be understood and are not.
-///
-/// DONT-FRAGMENT is among them. RFC 8656 §7.2 and §11.2: a server that cannot set the DF bit treats
-/// it as an unknown comprehension-required attribute.
 pub(crate) fn unknown_attributes(message: &Message<'_>) -> UnknownAttributes {
     message.unknown_required(|kind| {
         matches!(
@@ -56,6 +55,7 @@ pub(crate) fn unknown_attributes(message: &Message<'_>) -> UnknownAttributes {
                 | AttributeType::DATA
                 | AttributeType::REQUESTED_ADDRESS_FAMILY
                 | AttributeType::EVEN_PORT
+                | AttributeType::DONT_FRAGMENT
                 | AttributeType::REQUESTED_TRANSPORT
                 | AttributeType::RESERVATION_TOKEN
         )

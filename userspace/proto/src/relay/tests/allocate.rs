@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::lab::*;
 use crate::Machine;
-use crate::machine::{PortId, Socket};
+use crate::machine::{PortId, Socket, TrafficClass};
 use crate::relay::*;
 use crate::wire::attribute::{
     AdditionalAddressFamily, EvenPort, Family, Lifetime, RequestedAddressFamily,
@@ -238,7 +238,7 @@ fn unknown_comprehension_required_attributes_are_refused_with_420_and_listed() {
     let attributes = [
         udp(),
         (AttributeType(0x7001), vec![]),
-        (AttributeType::DONT_FRAGMENT, vec![]),
+        (AttributeType(0x7002), vec![]),
     ];
     let answer = lab.request(CLIENT, Method::ALLOCATE, &attributes);
     assert_eq!(code(&answer), 420);
@@ -248,10 +248,7 @@ fn unknown_comprehension_required_attributes_are_refused_with_420_and_listed() {
         .unwrap()
         .unwrap();
     let listed: Vec<_> = unknown.iter().collect();
-    assert_eq!(
-        listed,
-        [AttributeType(0x7001), AttributeType::DONT_FRAGMENT]
-    );
+    assert_eq!(listed, [AttributeType(0x7001), AttributeType(0x7002)]);
     let optional = [udp(), (AttributeType(0xf001), vec![1, 2, 3])];
     assert_eq!(code(&lab.request(CLIENT, Method::ALLOCATE, &optional)), 0);
 }
@@ -815,6 +812,7 @@ fn notices_nobody_fetches_are_counted_and_lost() {
             socket: Socket::Listener(crate::machine::ListenerId(0)),
             local: address("5.5.5.5:1").ip(),
             remote: address(&client),
+            traffic_class: TrafficClass::ORDINARY,
             payload: &mut payload,
         };
         lab.relay.handle_datagram(lab.now, datagram);

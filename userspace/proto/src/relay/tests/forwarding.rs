@@ -1,5 +1,5 @@
 use super::lab::*;
-use crate::machine::{ListenerId, PortId, Prefix, Socket, Transmit};
+use crate::machine::{ListenerId, PortId, Prefix, Socket, TrafficClass, Transmit};
 use crate::relay::{DropReason, RelayAddress};
 use crate::wire::attribute::{Data, XorPeerAddress};
 use crate::wire::{AttributeType, Class, Message, MessageType, Method};
@@ -25,6 +25,8 @@ fn channel_data_is_forwarded_to_the_peer_without_its_header() {
         prefix: Prefix::EMPTY,
         payload: 4..9,
         padding: 0,
+        traffic_class: TrafficClass::ORDINARY,
+        dont_fragment: false,
     };
     assert_eq!((transmit, &bytes[..]), (expected, &b"hello"[..]));
     assert_eq!(lab.relay.counters.packets_to_peers.value(), 1);
@@ -254,24 +256,6 @@ fn send_indication_without_peer_or_data_is_dropped() {
             .is_none()
     );
     assert_eq!(lab.drops(DropReason::BadSendIndication), 4);
-}
-
-// RFC 8656 §11.2: a server that cannot set DF treats DONT-FRAGMENT as unknown.
-#[test]
-fn send_indication_with_dont_fragment_is_dropped() {
-    let mut lab = lab();
-    lab.permit(CLIENT, &[PEER]);
-    let attributes = [
-        xor_peer(PEER),
-        (AttributeType::DATA, vec![1]),
-        (AttributeType::DONT_FRAGMENT, vec![]),
-    ];
-    let send = MessageType::new(Method::SEND, Class::Indication);
-    assert!(
-        lab.client_sends(CLIENT, &unsigned(send, &attributes, false))
-            .is_none()
-    );
-    assert_eq!(lab.drops(DropReason::UnknownAttribute), 1);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use towpath_ebpf_common::route::RouteKey;
 
 use crate::access::AccessRules;
 use crate::credentials::LongTermKey;
-use crate::machine::{Datagram, ListenerId, PortId, ShardId, Socket, Transmit};
+use crate::machine::{Datagram, ListenerId, PortId, ShardId, Socket, TrafficClass, Transmit};
 use crate::nonce::IssuedNonce;
 use crate::relay::*;
 use crate::wire::attribute::{
@@ -88,6 +88,8 @@ pub(crate) struct Lab {
     /// Datagrams for other shards.
     pub(crate) handed_over: Vec<(ShardId, ListenerId, IpAddr, SocketAddr, Box<[u8]>)>,
     next_transaction: u32,
+    /// Of what arrives.
+    pub(crate) traffic_class: TrafficClass,
 }
 
 impl Lab {
@@ -113,6 +115,7 @@ impl Lab {
             locals: BTreeMap::new(),
             handed_over: Vec::new(),
             next_transaction: 0,
+            traffic_class: TrafficClass::ORDINARY,
         }
     }
 
@@ -155,6 +158,7 @@ impl Lab {
                         local,
                         remote,
                         payload,
+                        ..
                     } => self
                         .handed_over
                         .push((to, listener, local, remote, payload)),
@@ -205,6 +209,7 @@ impl Lab {
             socket,
             local: local.parse().unwrap(),
             remote,
+            traffic_class: self.traffic_class,
             payload: &mut payload,
         };
         let transmit = self.relay.handle_datagram(self.now, datagram);

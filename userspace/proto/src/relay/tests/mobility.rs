@@ -7,7 +7,7 @@ use rand_chacha::rand_core::SeedableRng;
 
 use super::lab::*;
 use crate::Machine;
-use crate::machine::{Datagram, ListenerId, ShardId, Socket};
+use crate::machine::{Datagram, ListenerId, ShardId, Socket, TrafficClass};
 use crate::relay::*;
 use crate::turn::server::Mobiles;
 use crate::wire::attribute::{Lifetime, MobilityTicket, XorRelayedAddress};
@@ -218,6 +218,7 @@ fn routes_are_moved_before_an_answer_to_the_new_5_tuple_leaves() {
         socket: Socket::Listener(ListenerId(0)),
         local: address(SERVER).ip(),
         remote: address(THERE),
+        traffic_class: TrafficClass::ORDINARY,
         payload: &mut request,
     };
     assert!(lab.relay.handle_datagram(lab.now, datagram).is_none());
@@ -702,7 +703,7 @@ fn datagrams_for_other_shards_are_dropped_and_counted_where_too_many_wait() {
         client: address(THERE),
     };
     for _ in 0..5000 {
-        pair.away.relay.hand_over(ShardId(0), from, b"data");
+        pair.away.relay.hand_over(ShardId(0), from, TrafficClass::ORDINARY, b"data");
     }
     assert_eq!(pair.away.drops(DropReason::OutputFull), 5000 - 4096);
     pair.away.run();

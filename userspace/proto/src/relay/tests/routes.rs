@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::lab::*;
 use crate::access::AccessRules;
-use crate::machine::{Datagram, ListenerId, Socket};
+use crate::machine::{Datagram, ListenerId, Socket, TrafficClass};
 use crate::relay::*;
 use crate::slots::{Identity, PeerSlot};
 use crate::wire::attribute::XorRelayedAddress;
@@ -94,6 +94,7 @@ fn routes_stand_before_the_channel_binds_success_leaves() {
         socket: Socket::Listener(ListenerId(0)),
         local: address(SERVER).ip(),
         remote: address(CLIENT),
+        traffic_class: TrafficClass::ORDINARY,
         payload: &mut request,
     };
     assert!(lab.relay.handle_datagram(lab.now, datagram).is_none());
@@ -178,6 +179,7 @@ fn routes_are_removed_before_a_deletions_success_leaves_and_before_the_port_clos
         socket: Socket::Listener(ListenerId(0)),
         local: address(SERVER).ip(),
         remote: address(CLIENT),
+        traffic_class: TrafficClass::ORDINARY,
         payload: &mut request,
     };
     assert!(lab.relay.handle_datagram(lab.now, datagram).is_none());

@@ -19,13 +19,14 @@ use towpath_ebpf_common::meter::PacketSize;
 use super::address::{Flow, PeerAddr};
 use crate::Timestamp;
 use crate::access::OwnAddress;
-use crate::machine::{ListenerId, PortId, Prefix, Socket, Transmit};
+use crate::machine::{ListenerId, PortId, Prefix, Socket, TrafficClass, Transmit};
 use crate::relay::{DropReason, Endpoint, Quota, Relay};
 use crate::slots::Way;
 use crate::turn::server::unknown_attributes;
 use crate::wire::attribute::{Data, Family, XorPeerAddress};
 use crate::wire::{
-    CHANNEL_DATA_HEADER_BYTES, ChannelData, ChannelNumber, Message, TransactionId, data_indication,
+    AttributeType, CHANNEL_DATA_HEADER_BYTES, ChannelData, ChannelNumber, Message, TransactionId,
+    data_indication,
 };
 
 /// What a UDP datagram over IPv4 holds; what is longer no socket sends.
@@ -37,11 +38,14 @@ pub(crate) struct ToPeer {
     port: PortId,
     destination: SocketAddr,
     payload: Range<usize>,
+    dont_fragment: bool,
 }
 
 impl ToPeer {
+    /// The datagram that leaves, in the class of the one that brought it.
+    // RFC 8656 §15, DSCP and ECN, preferred: "Set the outgoing value to the incoming value".
     #[inline]
-    pub(crate) fn transmit(self) -> Transmit {
+    pub(crate) fn transmit(self, traffic_class: TrafficClass) -> Transmit {
         Transmit {
             socket: Socket::Relayed(self.port),
             source: None,
@@ -49,6 +53,8 @@ impl ToPeer {
             prefix: Prefix::EMPTY,
             payload: self.payload,
             padding: 0,
+            traffic_class,
+            dont_fragment: self.dont_fragment,
         }
     }
 }
@@ -141,8 +147,14 @@ impl Relay {
             return Err(DropReason::TooManyNewPeers);
         }
         let start = data.as_ptr() as usize - message.as_bytes().as_ptr() as usize;
-        let out = self.send_to_peer(now, id, peer, own, start..start + data.len())?;
+        let mut out = self.send_to_peer(now, id, peer, own, start..start + data.len())?;
         self.counters.send_indications.increment();
+        // RFC 8656 §15, preferred: "When the server sends a packet to a peer in response to a Send
+        // indication containing the DONT-FRAGMENT attribute, then set the DF bit". §14: between other
+        // families than IPv4 and IPv4 the attribute "MUST be ignored by the server".
+        out.dont_fragment = message.contains(AttributeType::DONT_FRAGMENT)
+            && from.client.is_ipv4()
+            && out.destination.is_ipv4();
         Ok(out)
     }
 
@@ -155,11 +167,7 @@ impl Relay {
         remote: SocketAddr,
     ) -> Result<FromPeer, DropReason> {
         self.judge_again(id, now);
-        let peer = PeerAddr::new(if self.translates {
-            self.seen_from_outside(remote)
-        } else {
-            remote
-        });
+        let peer = PeerAddr::new(self.outside(remote));
         let (allocation, hasher) = self.allocations.get_mut(id).ok_or(DropReason::NoSuchPort)?;
         allocation
             .port_to(now, id, remote.is_ipv6())
@@ -196,10 +204,11 @@ impl Relay {
         id: PortId,
         from: FromPeer,
         size: PacketSize,
+        class: TrafficClass,
     ) -> Option<Transmit> {
         match from {
-            FromPeer::Bound(channel) => self.wrap_in_channel_data(now, id, channel, size),
-            FromPeer::Permitted(peer) => self.wrap_in_indication(now, id, peer, size),
+            FromPeer::Bound(channel) => self.wrap_in_channel_data(now, id, channel, size, class),
+            FromPeer::Permitted(peer) => self.wrap_in_indication(now, id, peer, size, class),
         }
     }
 
@@ -211,6 +220,7 @@ impl Relay {
         port: PortId,
         remote: SocketAddr,
         size: PacketSize,
+        class: TrafficClass,
     ) -> Option<Transmit> {
         let owner = self
             .allocations
@@ -220,7 +230,7 @@ impl Relay {
             return self.dropped(DropReason::NoSuchPort);
         };
         match self.peer_data(now, id, remote) {
-            Ok(from) => self.wrap(now, id, from, size),
+            Ok(from) => self.wrap(now, id, from, size, class),
             Err(reason) => self.dropped(reason),
         }
     }
@@ -233,6 +243,7 @@ impl Relay {
         id: PortId,
         number: ChannelNumber,
         size: PacketSize,
+        traffic_class: TrafficClass,
     ) -> Option<Transmit> {
         let len = size.payload as usize;
         // RFC 8656 §12.5: "Over UDP, the padding is not required".
@@ -249,6 +260,8 @@ impl Relay {
             prefix: Prefix::channel_data(header),
             payload: 0..len,
             padding: 0,
+            traffic_class,
+            dont_fragment: false,
         })
     }
 
@@ -259,6 +272,7 @@ impl Relay {
         id: PortId,
         peer: PeerAddr,
         size: PacketSize,
+        traffic_class: TrafficClass,
     ) -> Option<Transmit> {
         let len = size.payload as usize;
         let mut transaction = TransactionId([0; 12]);
@@ -279,6 +293,8 @@ impl Relay {
             prefix: around.prefix,
             payload: 0..len,
             padding: around.padding,
+            traffic_class,
+            dont_fragment: false,
         })
     }
 
@@ -339,6 +355,7 @@ impl Relay {
             port,
             destination,
             payload,
+            dont_fragment: false,
         })
     }
 
@@ -363,6 +380,16 @@ impl Relay {
             address.map_or(peer.ip(), |address| address.local),
             peer.port(),
         ))
+    }
+
+    /// How clients know a peer.
+    #[inline]
+    pub(super) fn outside(&self, remote: SocketAddr) -> SocketAddr {
+        if self.translates {
+            self.seen_from_outside(remote)
+        } else {
+            remote
+        }
     }
 
     /// How peers know the sender: a relayed port of ours by its public address.

@@ -413,15 +413,17 @@ impl Relay {
             return self.dropped(DropReason::NoAllocation);
         };
         if place.shard != self.shard {
-            self.hand_over(place.shard, from, datagram.payload);
+            let class = datagram.traffic_class;
+            self.hand_over(place.shard, from, class, datagram.payload);
             return None;
         }
         self.arrived(now, place.port, &flow);
+        let class = datagram.traffic_class;
         let outcome = match classify(datagram.payload) {
             Kind::ChannelData => self
                 .channel_data(now, listener, from.server, from.client, datagram.payload)
-                .map(|out| Some(out.transmit())),
-            Kind::Stun => self.stun(now, from, datagram.payload),
+                .map(|out| Some(out.transmit(class))),
+            Kind::Stun => self.stun(now, from, datagram.payload, class),
             Kind::Other => Err(DropReason::Unrecognized),
         };
         outcome.unwrap_or_else(|reason| self.dropped(reason))
