@@ -148,12 +148,13 @@ impl Switchboard {
                     listener,
                     local,
                     remote,
+                    traffic_class,
                 } = client;
                 let datagram = Handover {
                     listener,
                     local,
                     remote,
-                    traffic_class: TrafficClass::ORDINARY,
+                    traffic_class,
                     payload: bytes[3..].into(),
                 };
                 self.commands.push_back(Command::HandOver(to, datagram));

@@ -465,6 +465,18 @@ fixed_attribute!(
     |a| [a.0.number(), 0, 0, 0]
 );
 
+/// What [`AdditionalAddressFamily`] was before it had its number. coturn's programs send it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct EarlyAdditionalAddressFamily(pub Family);
+
+fixed_attribute!(
+    EarlyAdditionalAddressFamily,
+    EARLY_ADDITIONAL_ADDRESS_FAMILY,
+    4,
+    |[family, _, _, _]| Family::read(Self::TYPE, family).map(Self),
+    |a| [a.0.number(), 0, 0, 0]
+);
+
 /// The relayed port must be even.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct EvenPort {

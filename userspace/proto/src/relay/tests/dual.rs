@@ -125,6 +125,17 @@ fn an_additional_family_gives_a_relayed_address_of_each_in_one_allocation() {
     );
 }
 
+// coturn's client asks by the number that the attribute had before RFC 8656.
+#[test]
+fn an_additional_family_is_understood_by_its_early_number_too() {
+    let mut lab = Lab::new(config());
+    let early = |family| (AttributeType(0x8032), vec![family, 0, 0, 0]);
+    let v4 = lab.request(CLIENT, Method::ALLOCATE, &[udp(), early(1)]);
+    assert_eq!(code(&v4), 400);
+    let (relayed, refused) = granted(&lab.request(CLIENT, Method::ALLOCATE, &[udp(), early(2)]));
+    assert_eq!((relayed.len(), refused), (2, None));
+}
+
 // RFC 8656 §7.2: a retransmission is answered like the first.
 #[test]
 fn a_retransmitted_allocate_is_told_both_addresses_again() {

@@ -31,9 +31,9 @@ use crate::relay::{
     RelayCommand, RelayLimits, Request, RequestKind, Reservation, Traffic,
 };
 use crate::wire::attribute::{
-    AdditionalAddressFamily, AddressErrorCode, EvenPort, Family, Lifetime, MobilityTicket,
-    RequestedAddressFamily, RequestedTransport, ReservationToken, ValueError, XorMappedAddress,
-    XorRelayedAddress,
+    AdditionalAddressFamily, AddressErrorCode, EarlyAdditionalAddressFamily, EvenPort, Family,
+    Lifetime, MobilityTicket, RequestedAddressFamily, RequestedTransport, ReservationToken,
+    ValueError, XorMappedAddress, XorRelayedAddress,
 };
 use crate::wire::{AttributeType, Code, Message};
 
@@ -668,10 +668,10 @@ fn read_wish(message: &Message<'_>, limits: &RelayLimits) -> Result<Wish, Code> 
     let token = message.get::<ReservationToken>().map_err(bad)?;
     // RFC 8656 §7.2: ADDITIONAL-ADDRESS-FAMILY asks for IPv6 beside IPv4; "if … the attribute value is
     // 0x01 (IPv4 address family), then the server rejects the request with a 400".
-    let second_family = match message.get::<AdditionalAddressFamily>().map_err(bad)? {
+    let second_family = match additional_family(message).map_err(bad)? {
         None => false,
-        Some(AdditionalAddressFamily(Family::V6)) => true,
-        Some(AdditionalAddressFamily(Family::V4)) => return Err(Code::BAD_REQUEST),
+        Some(Family::V6) => true,
+        Some(Family::V4) => return Err(Code::BAD_REQUEST),
     };
     let family = match message.get::<RequestedAddressFamily>() {
         Ok(family) => family.map(|family| family.0),
@@ -696,6 +696,15 @@ fn read_wish(message: &Message<'_>, limits: &RelayLimits) -> Result<Wish, Code> 
         lifetime,
         second_family,
     })
+}
+
+/// The additional family, by its number or by the one that it had in a draft.
+fn additional_family(message: &Message<'_>) -> Result<Option<Family>, ValueError> {
+    if let Some(AdditionalAddressFamily(family)) = message.get()? {
+        return Ok(Some(family));
+    }
+    let early = message.get::<EarlyAdditionalAddressFamily>()?;
+    Ok(early.map(|EarlyAdditionalAddressFamily(family)| family))
 }
 
 /// The lifetime that LIFETIME is granted: never less than the default, never more than the longest,
