@@ -98,7 +98,8 @@ impl FrameGenerator {
         Self::with_links(&links, packets)
     }
 
-    fn with_links(links: &DeviceMap, packets: &[(Side, Vec<u8>)]) -> Result<Self> {
+    /// As [`new`](Self::new), onto these links: an interface at the number of each [`Side`] that has packets.
+    pub fn with_links(links: &DeviceMap, packets: &[(Side, Vec<u8>)]) -> Result<Self> {
         ensure!(
             (1..=MAX_ROWS).contains(&packets.len()),
             "no cycle of {} packets",

@@ -196,6 +196,18 @@ impl Host {
         std::array::from_fn(|_| bytes.next().expect("an address has six bytes"))
     }
 
+    /// Packets that one of its interfaces should have sent and did not.
+    ///
+    /// # Panics
+    ///
+    /// Where there is no such interface.
+    pub fn lost_in_sending(&self, interface: &str) -> u64 {
+        let link = self.run("ip", &["-j", "-s", "link", "show", "dev", interface]);
+        let links: serde_json::Value = serde_json::from_str(&link).expect("ip prints JSON");
+        let lost = links[0]["stats64"]["tx"]["dropped"].as_u64();
+        lost.expect("a link has statistics")
+    }
+
     /// A command that will run on this host, and die with the thread that starts it.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new("setpriv");

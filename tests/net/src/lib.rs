@@ -14,10 +14,12 @@
 
 #![forbid(unsafe_code)]
 
+mod arrivals;
 mod flow;
 mod frame;
 mod kernel_lab;
 mod lab;
+mod live;
 pub mod load;
 mod peers;
 mod pinned;
@@ -26,12 +28,15 @@ mod process;
 mod server;
 mod skip;
 mod uclient;
+mod watch;
 mod wire;
 
+pub use arrivals::{Arrivals, payload_at};
 pub use flow::{Flow, Packet};
 pub use frame::{Content, Datagram, Mac, Shape};
 pub use kernel_lab::{Addresses, KernelLab};
 pub use lab::{Host, Lab};
+pub use live::offer_live;
 pub use peers::EchoPeer;
 pub use pinned::{Pinned, Used};
 pub use probe::{Granted, Probe, Refused, Relayed, on_channel};
@@ -42,6 +47,7 @@ pub use server::{
 };
 pub use skip::skip;
 pub use uclient::{Uclient, UclientOutcome};
+pub use watch::watched;
 pub use wire::Wire;
 
 /// An IP address as a test writes it down.

@@ -7,19 +7,18 @@ use std::time::{Duration, Instant};
 
 use towpath_bench::generator::{BATCH, Stream};
 use towpath_bench::packet::Stamp;
-use towpath_bench::sink::Sink;
-use towpath_bench::sys;
+use towpath_bench::sys::{self, Scheduling};
 
 use crate::frame::Datagram;
 use crate::lab::Host;
 
-/// Bytes of Ethernet, IPv4 and UDP in front of a payload.
-const HEADERS: usize = 42;
-
 /// How long the generator rests between two rounds.
 const REST: Duration = Duration::from_micros(300);
 
-/// The payload of a load's packets, which a [`counter`] knows.
+/// Ahead of ordinary threads, behind those that watch.
+const PRIORITY: u32 = 10;
+
+/// The payload of a load's packets, which [`Arrivals`](crate::Arrivals) counts.
 ///
 /// # Panics
 ///
@@ -36,8 +35,17 @@ pub struct Source {
     /// Packets per second.
     pub rate_pps: f64,
     sent: u64,
-    last_ns: u64,
-    longest_gap_ns: u64,
+}
+
+/// What was sent, and when.
+#[derive(Clone, Copy, Debug)]
+pub struct Offered {
+    /// Packets that have left.
+    pub sent: u64,
+    /// Before the first one left, in nanoseconds of CLOCK_MONOTONIC.
+    pub began_ns: u64,
+    /// Before the last one left.
+    pub ended_ns: u64,
 }
 
 impl Source {
@@ -80,19 +88,12 @@ impl Source {
             stream,
             rate_pps,
             sent: 0,
-            last_ns: 0,
-            longest_gap_ns: 0,
         }
     }
 
     /// Packets that have left.
     pub fn sent(&self) -> u64 {
         self.sent
-    }
-
-    /// The longest time of the last offer in which none left.
-    pub fn longest_gap_ns(&self) -> u64 {
-        self.longest_gap_ns
     }
 
     /// Sends `count` packets, and gives way where the interface takes no more.
@@ -113,25 +114,27 @@ impl Source {
         let taken = self.stream.send(some, sys::now_ns());
         let taken = taken.expect("the interface is up") as u64;
         self.sent += taken;
-        if taken > 0 {
-            let now = sys::now_ns();
-            self.longest_gap_ns = self.longest_gap_ns.max(now - self.last_ns);
-            self.last_ns = now;
-        }
         taken
     }
 }
 
 /// Offers all sources at their rates for this long. Who is late catches up, in turn with the others.
-pub fn offer(sources: &mut [Source], duration: Duration) {
+pub fn offer(sources: &mut [Source], duration: Duration) -> Offered {
+    let urgently = || {
+        // Without the privilege the machine makes pauses.
+        let _ = sys::schedule(0, Scheduling::Fifo(PRIORITY));
+        offer_here(sources, duration)
+    };
+    thread::scope(|scope| scope.spawn(urgently).join()).expect("a sender does not panic")
+}
+
+fn offer_here(sources: &mut [Source], duration: Duration) -> Offered {
     let began_ns = sys::now_ns();
     let already: Vec<u64> = sources.iter().map(Source::sent).collect();
-    for source in &mut *sources {
-        source.last_ns = began_ns;
-        source.longest_gap_ns = 0;
-    }
+    let mut ended_ns = began_ns;
     loop {
-        let elapsed = Duration::from_nanos(sys::now_ns() - began_ns).min(duration);
+        let now_ns = sys::now_ns();
+        let elapsed = Duration::from_nanos(now_ns - began_ns).min(duration);
         let mut late = false;
         for (source, already) in sources.iter_mut().zip(&already) {
             let due = (elapsed.as_secs_f64() * source.rate_pps) as u64 + 1;
@@ -139,24 +142,24 @@ pub fn offer(sources: &mut [Source], duration: Duration) {
             if owed > 0 {
                 let taken = source.try_send(owed);
                 late |= 0 < taken && taken < owed;
+                if taken > 0 {
+                    ended_ns = now_ns;
+                }
             }
         }
         if elapsed == duration && !late {
-            return;
+            break;
         }
         if !late {
             thread::sleep(REST);
         }
     }
-}
-
-/// Counts the load's packets that arrive on an interface as plain UDP, or with `header_bytes` in front
-/// of the payload, and takes them away.
-pub fn counter(host: &Host, interface: &str, header_bytes: usize) -> Sink {
-    host.inside(|| {
-        let index = sys::interface_index(interface).expect("the interface exists");
-        Sink::attach(index, HEADERS + header_bytes).expect("a program can be attached")
-    })
+    let sent = sources.iter().map(Source::sent).sum::<u64>() - already.iter().sum::<u64>();
+    Offered {
+        sent,
+        began_ns,
+        ended_ns,
+    }
 }
 
 /// Looks at a number until it is `expected`, or has not changed for a while, in which what is under way
