@@ -1,6 +1,5 @@
 //! Hosts in network namespaces.
 
-use std::cell::Cell;
 use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -32,7 +31,7 @@ const BPFFS: &str = "bpf";
 pub struct Lab {
     id: String,
     directory: PathBuf,
-    hosts: Cell<usize>,
+    hosts: AtomicU32,
 }
 
 /// One host: a namespace, usually with the interface `eth0` on the laboratory's switch.
@@ -65,7 +64,7 @@ impl Lab {
         let lab = Self {
             id,
             directory,
-            hosts: Cell::new(0),
+            hosts: AtomicU32::new(0),
         };
         let switch = lab.namespace("switch");
         if let Err(error) = try_ip(&["netns", "add", &switch]) {
@@ -90,7 +89,7 @@ impl Lab {
     pub fn host(&self, role: &str, addresses: &[&str]) -> Host {
         let host = self.island(role);
         let switch = self.namespace("switch");
-        let port = format!("port{}", self.hosts.replace(self.hosts.get() + 1));
+        let port = format!("port{}", self.hosts.fetch_add(1, Ordering::Relaxed));
         ip(&[
             "link",
             "add",
