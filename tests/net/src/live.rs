@@ -55,13 +55,13 @@ pub fn offer_live(
             move || {
                 let generator = FrameGenerator::with_links(links, frames);
                 let pinned = sys::pin_to_cpu(0, cpu);
-                together.wait();
-                let mut generator = generator.expect("the generator's program loads");
-                pinned.expect("the CPU is there");
                 if rate_pps > URGENT_PPS {
                     // Without the privilege the machine makes pauses.
                     let _ = sys::schedule(0, Scheduling::Fifo(PRIORITY));
                 }
+                together.wait();
+                let mut generator = generator.expect("the generator's program loads");
+                pinned.expect("the CPU is there");
                 generator.run(schedule).expect("the generator runs")
             }
         };
@@ -71,11 +71,13 @@ pub fn offer_live(
             .map(|outcome| outcome.expect("a generator does not panic"))
             .collect()
     });
-    let first = outcomes.iter().map(|outcome| outcome.started_ns).min();
-    let last = outcomes.iter().map(|outcome| outcome.ended_ns).max();
+    let began = || outcomes.iter().map(|outcome| outcome.started_ns);
+    let ended_ns = outcomes.iter().map(|outcome| outcome.ended_ns).max();
+    let began_ns = began().min().expect("somebody sends");
     Offered {
         sent: outcomes.iter().map(|outcome| outcome.sent).sum(),
-        began_ns: first.expect("somebody sends"),
-        ended_ns: last.expect("somebody sends"),
+        began_ns,
+        ended_ns: ended_ns.expect("somebody sends"),
+        apart_ns: began().max().expect("somebody sends") - began_ns,
     }
 }

@@ -46,6 +46,8 @@ pub struct Offered {
     pub began_ns: u64,
     /// Before the last one left.
     pub ended_ns: u64,
+    /// How much later than the first of several senders the last one began.
+    pub apart_ns: u64,
 }
 
 impl Source {
@@ -118,6 +120,13 @@ impl Source {
     }
 }
 
+impl Offered {
+    /// How long it took.
+    pub fn seconds(&self) -> f64 {
+        (self.ended_ns - self.began_ns) as f64 / 1e9
+    }
+}
+
 /// Offers all sources at their rates for this long. Who is late catches up, in turn with the others.
 pub fn offer(sources: &mut [Source], duration: Duration) -> Offered {
     let urgently = || {
@@ -159,6 +168,7 @@ fn offer_here(sources: &mut [Source], duration: Duration) -> Offered {
         sent,
         began_ns,
         ended_ns,
+        apart_ns: 0,
     }
 }
 

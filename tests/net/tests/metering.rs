@@ -95,7 +95,7 @@ impl Rig {
 struct Limit {
     rate: &'static str,
     bits_per_second: u64,
-    /// Spent in a fifth of a second or more, so that a machine that is busy does not spoil an attempt.
+    /// Earned in a twelfth of a second or more, so that a machine that is busy does not spoil an attempt.
     burst_bytes: u64,
     time: Duration,
 }
@@ -103,7 +103,7 @@ struct Limit {
 const KBIT_64: Limit = Limit::new("64kbit", 64_000, 8 << 10, 2000);
 const MBIT_1: Limit = Limit::new("1Mbit", 1_000_000, 32 << 10, 1500);
 const MBIT_20: Limit = Limit::new("20Mbit", 20_000_000, 512 << 10, 1000);
-const MBIT_400: Limit = Limit::new("400Mbit", 400_000_000, 8 << 20, 800);
+const MBIT_400: Limit = Limit::new("400Mbit", 400_000_000, 4 << 20, 1000);
 
 const SMALL: usize = 100;
 const LARGE: usize = 1400;
@@ -174,10 +174,17 @@ impl Attempt {
         let ran_ns = self.until_ns.saturating_sub(self.offered.began_ns);
         let expected = limit.bytes_in(ran_ns) + limit.burst_bytes as f64;
         let decided = self.decided * packet_bytes;
-        if (decided as f64) < 1.1 * expected {
+        if (decided as f64) < 1.05 * expected {
             return Err(format!(
                 "{decided} bytes were offered, {expected:.0} may pass"
             ));
+        }
+        let allowed = (expected / 100.0).max((cpus * packet_bytes) as f64);
+        let [offered, apart_ns] = [self.offered.sent, self.offered.apart_ns];
+        // Before the last of several senders begins, the others may offer too little.
+        let one = (offered / cpus * packet_bytes) as f64 / self.offered.seconds();
+        if one < limit.bytes_in(1_000_000_000) && limit.bytes_in(apart_ns) > allowed / 4.0 {
+            return Err(format!("senders began {} us apart", apart_ns / 1000));
         }
         let idle_ns = self.offered.ended_ns.saturating_sub(self.until_ns);
         let patience_ns = limit.ns_of(packet_bytes) + self.pause_ns;
@@ -186,7 +193,6 @@ impl Attempt {
             "{what}: nothing passed in the last {idle_ns} ns: {self:?}"
         );
         let off = self.bytes as f64 - expected;
-        let allowed = (expected / 100.0).max((cpus * packet_bytes) as f64);
         eprintln!(
             "{what}: {} bytes of {expected:.0}: {off:+.0} ({:+.3} %), allowed {allowed:.0}; pause {} ms",
             self.bytes,
