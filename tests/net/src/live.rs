@@ -75,6 +75,7 @@ pub fn offer_live(
     let ended_ns = outcomes.iter().map(|outcome| outcome.ended_ns).max();
     let began_ns = began().min().expect("somebody sends");
     Offered {
+        due: outcomes.iter().map(|outcome| outcome.due).sum(),
         sent: outcomes.iter().map(|outcome| outcome.sent).sum(),
         began_ns,
         ended_ns: ended_ns.expect("somebody sends"),

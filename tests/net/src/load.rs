@@ -40,6 +40,8 @@ pub struct Source {
 /// What was sent, and when.
 #[derive(Clone, Copy, Debug)]
 pub struct Offered {
+    /// Packets that were to leave.
+    pub due: u64,
     /// Packets that have left.
     pub sent: u64,
     /// Before the first one left, in nanoseconds of CLOCK_MONOTONIC.
@@ -165,6 +167,7 @@ fn offer_here(sources: &mut [Source], duration: Duration) -> Offered {
     }
     let sent = sources.iter().map(Source::sent).sum::<u64>() - already.iter().sum::<u64>();
     Offered {
+        due: sent,
         sent,
         began_ns,
         ended_ns,
