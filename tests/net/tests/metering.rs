@@ -95,7 +95,7 @@ impl Rig {
 struct Limit {
     rate: &'static str,
     bits_per_second: u64,
-    /// Earned in a twelfth of a second or more, so that a machine that is busy does not spoil an attempt.
+    /// Earned in a sixteenth of a second or more, so that a machine that is busy does not spoil an attempt.
     burst_bytes: u64,
     time: Duration,
 }
@@ -103,7 +103,7 @@ struct Limit {
 const KBIT_64: Limit = Limit::new("64kbit", 64_000, 8 << 10, 2000);
 const MBIT_1: Limit = Limit::new("1Mbit", 1_000_000, 32 << 10, 1500);
 const MBIT_20: Limit = Limit::new("20Mbit", 20_000_000, 512 << 10, 1000);
-const MBIT_400: Limit = Limit::new("400Mbit", 400_000_000, 4 << 20, 1000);
+const MBIT_400: Limit = Limit::new("400Mbit", 400_000_000, 3 << 20, 600);
 
 const SMALL: usize = 100;
 const LARGE: usize = 1400;
