@@ -67,9 +67,7 @@ fn relay(ctx: &XdpContext) -> Result<&'static NextHop, Reason> {
     }
     let (headers, mut key) = parse::parse(Frame::of(ctx))?;
     relay_datagram(ctx, &headers, &mut key, settings).map_err(|reason| match reason.fate() {
-        Fate::Passed if silence::is_own(&key, settings) => {
-            at_own_address(ctx, &headers, &key, reason)
-        }
+        Fate::Passed if silence::is_own(&key, settings) => at_own_address(ctx, &headers, &key, reason),
         Fate::Passed | Fate::Dropped | Fate::Relayed => reason,
     })
 }

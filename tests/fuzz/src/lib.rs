@@ -6,13 +6,16 @@
 //! is a test from then on.
 #![forbid(unsafe_code)]
 
+mod binding;
 mod bytes;
 mod channel_data;
 mod client;
+mod config;
 mod credentials;
 mod message;
 mod packet_path;
 mod relay;
+mod units;
 mod writer;
 
 use towpath_vectors::oracle::{compare_with_stun_codec, compare_with_stun_types};
@@ -43,6 +46,18 @@ pub const TARGETS: &[Target] = &[
     Target {
         name: "credentials",
         run: credentials::fuzz,
+    },
+    Target {
+        name: "config",
+        run: config::fuzz,
+    },
+    Target {
+        name: "units",
+        run: units::fuzz,
+    },
+    Target {
+        name: "binding",
+        run: binding::fuzz,
     },
     Target {
         name: "client",

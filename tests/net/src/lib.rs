@@ -21,12 +21,15 @@ mod kernel_lab;
 mod lab;
 mod live;
 pub mod load;
+mod neighbour;
 mod peers;
 mod pinned;
 mod probe;
 mod process;
+mod scene;
 mod server;
 mod skip;
+mod stranger;
 mod uclient;
 mod watch;
 mod wire;
@@ -37,15 +40,18 @@ pub use frame::{Content, Datagram, Mac, Shape};
 pub use kernel_lab::{Addresses, KernelLab};
 pub use lab::{Host, Lab};
 pub use live::offer_live;
+pub use neighbour::{Neighbour, paced};
 pub use peers::EchoPeer;
 pub use pinned::{Pinned, Used};
 pub use probe::{Granted, Probe, Refused, Relayed, on_channel};
 pub use process::Process;
+pub use scene::Scene;
 pub use server::{
     Driver, KernelMode, KernelOptions, Kind, PASSWORD, REALM, RelayAddress, Server, ServerOptions,
-    USER, tool,
+    USER, install, tool,
 };
 pub use skip::skip;
+pub use stranger::{Fill, Login, Stranger, error_of, message};
 pub use uclient::{Uclient, UclientOutcome};
 pub use watch::watched;
 pub use wire::Wire;

@@ -4,19 +4,18 @@
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
-use towpath_proto::credentials::LongTermKey;
 use towpath_proto::wire::attribute::{
-    Algorithm, ChannelNumberValue, Data, DontFragment, ErrorCode, Family, Icmp, Lifetime, Nonce,
-    Realm, RequestedAddressFamily, RequestedTransport, Username, XorMappedAddress, XorPeerAddress,
+    ChannelNumberValue, Data, DontFragment, ErrorCode, Family, Icmp, Lifetime, Nonce,
+    RequestedAddressFamily, RequestedTransport, XorMappedAddress, XorPeerAddress,
     XorRelayedAddress,
 };
 use towpath_proto::wire::{
-    ChannelData, ChannelNumber, Class, IntegrityKey, Kind, Message, MessageType, MessageWriter,
-    Method, TransactionId, WriteError, classify,
+    ChannelData, ChannelNumber, Class, Kind, Message, MessageType, Method, TransactionId, classify,
 };
 
 use crate::lab::Host;
-use crate::server::{PASSWORD, REALM, USER};
+use crate::server::{PASSWORD, USER};
+use crate::stranger::{Fill, Login, message};
 
 /// A request without an answer is sent again after this long.
 const RETRANSMIT: Duration = Duration::from_millis(500);
@@ -30,17 +29,10 @@ const UDP: u8 = 17;
 pub struct Probe {
     socket: UdpSocket,
     server: SocketAddr,
-    user: String,
-    key: IntegrityKey,
+    login: Login,
     nonce: Vec<u8>,
     transactions: u64,
     backlog: Vec<Relayed>,
-}
-
-fn key_of(user: &str, password: &str) -> IntegrityKey {
-    let key = LongTermKey::derive(Algorithm::Md5, user, REALM, password)
-        .expect("the laboratory's credentials are well-formed");
-    IntegrityKey::new(key.as_bytes())
 }
 
 /// What a success response says.
@@ -105,8 +97,7 @@ impl Probe {
         Self {
             socket: host.bind_any(local),
             server,
-            user: user.to_owned(),
-            key: key_of(user, password),
+            login: Login::new(user, password),
             nonce: Vec::new(),
             transactions: 0,
             backlog: Vec::new(),
@@ -115,8 +106,7 @@ impl Probe {
 
     /// Signs with other credentials from now on.
     pub fn change_credentials(&mut self, (user, password): (&str, &str)) {
-        user.clone_into(&mut self.user);
-        self.key = key_of(user, password);
+        self.login = Login::new(user, password);
     }
 
     /// Where it sends from.
@@ -179,27 +169,24 @@ impl Probe {
 
     /// The bytes of a Send indication.
     pub fn indication(&mut self, peer: SocketAddr, data: &[u8]) -> Vec<u8> {
-        let mut buffer = [0; 2048];
         let kind = MessageType::new(Method::SEND, Class::Indication);
         let id = self.next_transaction();
-        let bytes = write(&mut buffer, kind, id, &|message| {
+        message(kind, id, &|message| {
             message.put(&XorPeerAddress(peer))?.put(&Data(data))?;
             Ok(())
-        });
-        bytes.to_vec()
+        })
     }
 
     /// Sends by a Send indication with DONT-FRAGMENT.
     pub fn send_whole(&mut self, peer: SocketAddr, data: &[u8]) {
-        let mut buffer = [0; 2048];
         let kind = MessageType::new(Method::SEND, Class::Indication);
         let id = self.next_transaction();
-        let bytes = write(&mut buffer, kind, id, &|message| {
+        let bytes = message(kind, id, &|message| {
             message.put(&XorPeerAddress(peer))?;
             message.put(&DontFragment)?.put(&Data(data))?;
             Ok(())
         });
-        self.transmit(bytes);
+        self.transmit(&bytes);
     }
 
     /// Sends on a channel.
@@ -240,27 +227,18 @@ impl Probe {
         fill: &Fill<'_>,
     ) -> Result<(Granted, SocketAddr), Refused> {
         let id = self.next_transaction();
-        let mut buffer = [0; 2048];
-        let request = write(
-            &mut buffer,
-            MessageType::new(method, Class::Request),
-            id,
-            &|message| {
-                fill(message)?;
-                if signed {
-                    message
-                        .put(&Username(&self.user))?
-                        .put(&Realm(REALM))?
-                        .put(&Nonce(&self.nonce))?;
-                    message.integrity(&self.key)?;
-                }
-                Ok(())
-            },
-        );
+        let kind = MessageType::new(method, Class::Request);
+        let request = message(kind, id, &|message| {
+            fill(message)?;
+            if signed {
+                self.login.sign(message, &self.nonce)?;
+            }
+            Ok(())
+        });
         let begin = Instant::now();
         let mut answer = [0; 2048];
         while begin.elapsed() < GIVE_UP {
-            self.transmit(request);
+            self.transmit(&request);
             let deadline = Instant::now() + RETRANSMIT;
             while let Some((bytes, source)) = self.datagram(deadline, &mut answer) {
                 match Message::parse(bytes) {
@@ -289,7 +267,7 @@ impl Probe {
         }
         if signed {
             message
-                .check_integrity(&self.key)
+                .check_integrity(self.login.key())
                 .expect("a success is signed with the user's key");
         }
         let relayed = message.get().expect("a well-formed XOR-RELAYED-ADDRESS");
@@ -349,20 +327,6 @@ pub fn on_channel(number: u16, data: &[u8]) -> Vec<u8> {
     let header =
         ChannelData::header(channel(number), data.len()).expect("a datagram fits a channel");
     [&header, data].concat()
-}
-
-/// Adds the attributes of one request.
-type Fill<'a> = dyn Fn(&mut MessageWriter<'_>) -> Result<(), WriteError> + 'a;
-
-fn write<'b>(
-    buffer: &'b mut [u8],
-    kind: MessageType,
-    id: TransactionId,
-    fill: &Fill<'_>,
-) -> &'b [u8] {
-    let mut message = MessageWriter::new(buffer, kind, id).expect("the buffer holds a header");
-    fill(&mut message).expect("the buffer holds the attributes");
-    message.finish()
 }
 
 fn relayed(bytes: &[u8]) -> Option<Relayed> {

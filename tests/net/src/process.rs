@@ -72,6 +72,19 @@ impl Process {
         self.child.id()
     }
 
+    /// Memory that it has in use, in bytes.
+    ///
+    /// # Panics
+    ///
+    /// Where it has ended.
+    pub fn resident_bytes(&self) -> u64 {
+        let path = format!("/proc/{}/status", self.child.id());
+        let status = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kilobytes = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+        kilobytes.unwrap_or_else(|| panic!("{path} has no VmRSS")) * 1024
+    }
+
     /// What it has written so far.
     pub fn output(&self) -> String {
         fs::read(&self.log)

@@ -376,6 +376,20 @@ fn binary() -> &'static PathBuf {
     })
 }
 
+/// Puts the program under test into the directory of a host's laboratory, as where it was built may be
+/// closed to other users, and says where it is.
+///
+/// # Panics
+///
+/// Where it cannot be copied.
+pub fn install(host: &Host) -> PathBuf {
+    let program = host.directory().join("towpath");
+    if !program.exists() {
+        fs::copy(binary(), &program).expect("the program can be copied");
+    }
+    program
+}
+
 /// What starts the server on `host`; writes its configuration.
 fn command(kind: Kind, host: &Host, options: &ServerOptions) -> Command {
     let directory = host.directory();
@@ -407,11 +421,8 @@ fn command(kind: Kind, host: &Host, options: &ServerOptions) -> Command {
     match kind {
         Kind::Coturn => command.args(["turnserver", "-c"]).arg(&configuration),
         Kind::Towpath(_) => {
-            // Where the program was built may be closed to other users.
-            let program = directory.join("towpath");
-            fs::copy(binary(), &program).expect("the program can be copied");
             command
-                .arg(program)
+                .arg(install(host))
                 .args(["serve", "--config"])
                 .arg(&configuration);
             // The places by default are the machine's own.

@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use towpath_net::{
-    Driver, EchoPeer, Host, Kind, Lab, PASSWORD, Probe, Refused, Relayed, Server, ServerOptions,
-    USER, Uclient, address,
+    Driver, EchoPeer, Host, Kind, Lab, Probe, Refused, Relayed, Server, ServerOptions, Uclient,
+    address,
 };
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -188,58 +188,8 @@ fn a_channel_survives_a_refresh(kind: Kind) {
     drop(network.lab);
 }
 
-/// What hostile clients do leaves the server as it was: coturn's client in its modes for negative
-/// protocol tests (`-N`, `-R`) and denial of service (`-O`), then noise.
-fn hostile_clients_change_nothing(kind: Kind) {
-    let programs = [
-        "turnserver",
-        "turnutils_uclient",
-        "turnutils_peer",
-        "timeout",
-    ];
-    let Some(network) = Network::new(&programs) else {
-        return;
-    };
-    let mut server = Server::start(kind, &network.server, &Network::options());
-    for mode in ["-N", "-R", "-O"] {
-        // These modes end late or never, and report nothing.
-        let _ = network
-            .client
-            .command("timeout")
-            .args(["3", "setpriv", "--pdeathsig", "KILL", "turnutils_uclient"])
-            .args([
-                "-u", USER, "-w", PASSWORD, "-c", "-m", "4", "-n", "1000", mode,
-            ])
-            .args(["-e", "10.77.2.3", "10.77.2.1"])
-            .output()
-            .expect("timeout can be started");
-    }
-    let noise = network.client.bind_any(address("10.77.2.2"));
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    for length in (0..1400).chain(0..100) {
-        let datagram: Vec<u8> = std::iter::repeat_with(|| {
-            state = state
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1);
-            (state >> 56).to_be_bytes()[7]
-        })
-        .take(length)
-        .collect();
-        noise
-            .send_to(&datagram, "10.77.2.1:3478")
-            .expect("the network is up");
-    }
-    assert_eq!(server.process().ended(), None, "the server has ended");
-    network.relays_without_loss();
-}
-
 mod coturn {
     use super::*;
-
-    #[test]
-    fn hostile_clients_do_no_harm() {
-        hostile_clients_change_nothing(Kind::Coturn);
-    }
 
     #[test]
     fn a_restart_serves_the_same_client() {
@@ -256,11 +206,6 @@ macro_rules! drivers {
     ($($module:ident: $driver:expr;)*) => {
         $(mod $module {
             use super::*;
-
-            #[test]
-            fn hostile_clients_do_no_harm() {
-                hostile_clients_change_nothing(Kind::Towpath($driver));
-            }
 
             #[test]
             fn ports_run_out_and_come_back() {

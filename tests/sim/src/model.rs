@@ -203,7 +203,7 @@ pub struct Model {
     totals: Totals,
     metering: Metering,
     /// The traffic class of the datagram that arrives.
-    arriving: u8,
+    class: u8,
 }
 
 /// What passed, each way.
@@ -256,7 +256,7 @@ impl Model {
             latest: Timestamp::ZERO,
             totals: Totals::default(),
             metering: Metering::default(),
-            arriving: 0,
+            class: 0,
         }
     }
 
@@ -282,7 +282,7 @@ impl Model {
 
     /// The next datagram that arrives has this traffic class.
     pub fn arrives_in_class(&mut self, class: u8) {
-        self.arriving = class;
+        self.class = class;
     }
 
     /// A datagram from a client arrives at a listening address.
@@ -534,7 +534,7 @@ impl Model {
                 source,
                 destination,
                 // RFC 8656 §15: "Set the outgoing value to the incoming value".
-                traffic_class: self.arriving,
+                traffic_class: self.class,
                 dont_fragment: false,
                 payload,
             }));
@@ -620,12 +620,12 @@ impl Model {
                 let plain = stun::channel_data(*number, data, false);
                 let padded = stun::channel_data(*number, data, true);
                 let same = sent.payload == plain || sent.payload == padded;
-                travels(sent, *flow) && same && sent.traffic_class == self.arriving
+                travels(sent, *flow) && same && sent.traffic_class == self.class
             }
             (Alternative::Indication(peer, flow, data), [sent]) => {
                 travels(sent, *flow)
                     && is_data_indication(&sent.payload, *peer, data)
-                    && sent.traffic_class == self.arriving
+                    && sent.traffic_class == self.class
             }
             (Alternative::Icmp(peer, flow, value), [sent]) => {
                 icmp::tells(sent, *flow, *peer, *value)

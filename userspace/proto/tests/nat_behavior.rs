@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use towpath_proto::access::AccessRules;
-use towpath_proto::machine::{Datagram, ListenerId, ShardId, Socket, TRANSMIT_BUFFER_BYTES};
+use towpath_proto::machine::{
+    Datagram, ListenerId, ShardId, Socket, TRANSMIT_BUFFER_BYTES, TrafficClass,
+};
 use towpath_proto::nat::{
     Behavior, BehaviorClient, BehaviorConfig, BehaviorError, Filtering, Mapping, NatType, TestError,
 };
@@ -165,6 +167,7 @@ fn run(
                 socket: Socket::Listener(ListenerId(listener as u16)),
                 local: to.ip(),
                 remote: mapped,
+                traffic_class: TrafficClass::ORDINARY,
                 payload: &mut payload,
             };
             assert!(relay.handle_datagram(now, datagram).is_none());

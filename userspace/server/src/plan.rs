@@ -6,9 +6,7 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 use towpath_engine::{Driver, EngineConfig};
-use towpath_proto::relay::{
-    Credential, RelayAddress, RelayConfig, RelayConfigError, RelayLimits, Users,
-};
+use towpath_proto::relay::{Credential, RelayAddress, RelayConfig, RelayConfigError, Users};
 use towpath_proto::stun::BehaviorAddresses;
 
 use crate::config::{Config, ConfigErrors, DriverChoice, MAX_SHARDS, Placed, Problem};

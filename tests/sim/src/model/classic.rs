@@ -35,6 +35,8 @@ pub(super) fn expected(flow: Flow, payload: &[u8]) -> Option<Expectation> {
         source: flow.server,
         destination: flow.client,
         payload: answer,
+        traffic_class: 0,
+        dont_fragment: false,
     };
     Some(vec![Alternative::Datagram(sent), strangers])
 }

@@ -746,7 +746,7 @@ fn has_malformed_attributes(request: &Parsed) -> bool {
 }
 
 /// Attributes that a TURN server knows; where they are not expected they are ignored.
-const KNOWN: [u16; 13] = [
+const KNOWN: [u16; 14] = [
     attribute::USERNAME,
     attribute::USERHASH,
     attribute::REALM,

@@ -106,7 +106,11 @@ fn words(count: u32) -> Box<[AtomicU64]> {
 
 impl Relay {
     /// Charges the answer to a stranger; the error is why there is none.
-    pub(crate) fn admit_stranger(&mut self, now: Timestamp, from: Endpoint) -> Result<(), DropReason> {
+    pub(crate) fn admit_stranger(
+        &mut self,
+        now: Timestamp,
+        from: Endpoint,
+    ) -> Result<(), DropReason> {
         // Whoever has an allocation was answered where it says it is.
         let known = self.allocations.find(&from.flow()).is_some();
         let strangers = self.shared.strangers();

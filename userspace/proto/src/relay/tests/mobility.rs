@@ -703,7 +703,9 @@ fn datagrams_for_other_shards_are_dropped_and_counted_where_too_many_wait() {
         client: address(THERE),
     };
     for _ in 0..5000 {
-        pair.away.relay.hand_over(ShardId(0), from, TrafficClass::ORDINARY, b"data");
+        pair.away
+            .relay
+            .hand_over(ShardId(0), from, TrafficClass::ORDINARY, b"data");
     }
     assert_eq!(pair.away.drops(DropReason::OutputFull), 5000 - 4096);
     pair.away.run();

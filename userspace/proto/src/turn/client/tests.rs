@@ -3,8 +3,8 @@ mod mobility;
 use super::*;
 use crate::credentials::{LongTermKey, userhash};
 use crate::wire::attribute::{
-    Algorithm, ChannelNumberValue, Nonce, PasswordAlgorithm, PasswordAlgorithms,
-    Realm, RequestedAddressFamily, RequestedTransport, Userhash, Username,
+    Algorithm, ChannelNumberValue, Nonce, PasswordAlgorithm, PasswordAlgorithms, Realm,
+    RequestedAddressFamily, RequestedTransport, Userhash, Username,
 };
 use crate::wire::{IntegrityKey, MessageType, MessageWriter, data_indication};
 

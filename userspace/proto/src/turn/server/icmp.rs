@@ -93,7 +93,10 @@ impl Relay {
     ) -> Result<(), DropReason> {
         let mut id = TransactionId([0; 12]);
         self.rng.fill_bytes(&mut id.0);
-        let mut buffer = self.outbox.begin(MAX_ANSWER_BYTES).ok_or(DropReason::OutputFull)?;
+        let mut buffer = self
+            .outbox
+            .begin(MAX_ANSWER_BYTES)
+            .ok_or(DropReason::OutputFull)?;
         let len = write(&mut buffer[..], id, peer, icmp).expect("60 bytes at most");
         let transmit = Transmit {
             socket: Socket::Listener(to.listener),

@@ -1,0 +1,128 @@
+//! Every client with every server: an allocation, data both ways in both forms, hours of refreshes, and
+//! the end.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use towpath_interop::ours::{OurClient, OurServer};
+use towpath_interop::theirs::{TheirClient, TheirServer};
+use towpath_interop::{Client, Server, Wish, World};
+use towpath_proto::turn::client::RequestError;
+use towpath_proto::wire::attribute::Family;
+
+/// Header of ChannelData, and padding at most.
+const CHANNEL_BYTES: std::ops::RangeInclusive<usize> = 4..=7;
+
+fn peer(family: Family, number: u16) -> SocketAddr {
+    let ip = match family {
+        Family::V4 => "9.9.9.9",
+        Family::V6 => "2620:fe::9",
+    };
+    SocketAddr::new(ip.parse().expect("an address"), 7_000 + number)
+}
+
+/// The whole life of an allocation.
+fn live<C: Client, S: Server>(world: &mut World<C, S>, family: Family) {
+    world.pass(Duration::from_secs(1));
+    let relayed = world.client.relayed().expect("the server allocates");
+    assert_eq!(Family::of(relayed.ip()), family);
+    assert_eq!(world.server.ports(), 1);
+
+    let peers = [peer(family, 0), peer(family, 1)];
+    world.client.permit(world.now, peers[0].ip());
+    world.pass(Duration::from_secs(1));
+    for peer in peers {
+        world.exchange(peer, b"by indication");
+        assert!(world.data_bytes > b"by indication".len() + 20);
+    }
+    world.client.bind_channel(world.now, peers[0]);
+    world.pass(Duration::from_secs(1));
+    for len in [0, 1, 2, 3, 4, 5, 172, 1200] {
+        world.exchange(peers[0], &vec![7; len]);
+        assert!(CHANNEL_BYTES.contains(&(world.data_bytes - len)), "{len}");
+        world.exchange(peers[1], &vec![8; len]);
+    }
+    for hour in 0..3 {
+        for _ in 0..60 {
+            world.pass(Duration::from_secs(60));
+            world.exchange(peers[0], b"kept");
+        }
+        assert_eq!(world.client.relayed(), Some(relayed), "hour {hour}");
+        assert_eq!(world.server.ports(), 1);
+    }
+    world.client.release(world.now);
+    world.pass(Duration::from_secs(1));
+    assert_eq!(world.server.ports(), 0, "the port is free");
+}
+
+/// A peer without a permission is not heard.
+fn strangers_are_not_heard<C: Client, S: Server>(world: &mut World<C, S>) {
+    world.pass(Duration::from_secs(1));
+    world.peer_sends(peer(Family::V4, 0), b"let me in");
+    assert_eq!(world.at_client, []);
+    world.client.permit(world.now, peer(Family::V4, 0).ip());
+    world.pass(Duration::from_secs(1));
+    world.exchange(peer(Family::V4, 0), b"come in");
+}
+
+macro_rules! pairs {
+    ($($module:ident: $client:ty, $server:ty;)*) => {
+        $(mod $module {
+            use super::*;
+
+            fn world(wish: Wish) -> World<$client, $server> {
+                World::new(|now| <$client>::new(now, wish), <$server>::new)
+            }
+
+            #[test]
+            fn an_ipv4_allocation_lives_for_hours() {
+                let wish = Wish { family: Family::V4, sha256: false };
+                live(&mut world(wish), Family::V4);
+            }
+
+            #[test]
+            fn an_ipv6_allocation_lives_for_hours() {
+                let wish = Wish { family: Family::V6, sha256: false };
+                live(&mut world(wish), Family::V6);
+            }
+
+            #[test]
+            fn a_peer_without_a_permission_is_not_heard() {
+                let wish = Wish { family: Family::V4, sha256: false };
+                strangers_are_not_heard(&mut world(wish));
+            }
+        })*
+    };
+}
+
+pairs! {
+    their_client_and_our_relay: TheirClient, OurServer;
+    their_client_and_their_server: TheirClient, TheirServer;
+}
+
+#[test]
+fn their_client_and_their_server_agree_about_sha256() {
+    let wish = Wish {
+        family: Family::V4,
+        sha256: true,
+    };
+    let client = |now| TheirClient::new(now, wish);
+    live(&mut World::new(client, TheirServer::new), Family::V4);
+}
+
+/// RFC 8489 §9.2.5: once algorithms are offered, requests are "authenticated using
+/// MESSAGE-INTEGRITY-SHA256 only", with the first algorithm that is known. Their server offers MD5 first,
+/// and then wants MESSAGE-INTEGRITY with it: our client is refused, and says so instead of trying for ever.
+#[test]
+fn our_client_gives_up_where_their_server_wants_another_integrity() {
+    let wish = Wish {
+        family: Family::V4,
+        sha256: true,
+    };
+    let client = |now| OurClient::new(now, wish);
+    let mut world = World::new(client, TheirServer::new);
+    world.pass(Duration::from_secs(60));
+    assert_eq!(world.client.relayed(), None);
+    assert_eq!(world.server.ports(), 0);
+    assert_eq!(world.client.failure(), Some(RequestError::WrongCredentials));
+}
