@@ -135,6 +135,8 @@ pub type Expectation = Vec<Alternative>;
 pub struct Allocation {
     /// Who made it.
     pub user: String,
+    /// The client's address when it was made, whose network it counts for.
+    pub client: IpAddr,
     /// Its relayed addresses: one, or one of each family.
     pub addresses: Vec<Address>,
     /// The peers' IPs, and until when.

@@ -144,6 +144,7 @@ impl Model {
             deleted: false,
         };
         let allocation = Allocation {
+            client: flow.client.ip(),
             user,
             addresses: opened.iter().copied().map(address).collect(),
             permissions: Default::default(),

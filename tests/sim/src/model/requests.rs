@@ -496,9 +496,8 @@ impl Model {
     /// How many ports there are at least and at most, of those users and clients that are asked about:
     /// those of allocations, and reserved ones.
     fn counted(&self, now: Timestamp, counts: impl Fn(&str, IpAddr) -> bool) -> (usize, usize) {
-        let counted =
-            |(flow, allocation): &(&Flow, &Allocation)| counts(&allocation.user, flow.client.ip());
-        let made = self.allocations.iter().filter(counted).count();
+        let counted = |allocation: &&Allocation| counts(&allocation.user, allocation.client);
+        let made = self.allocations.values().filter(counted).count();
         let reserved = |longest: Duration| {
             let kept = |reservation: &&Reservation| {
                 counts(&reservation.user, reservation.client)

@@ -49,7 +49,7 @@ fn a_wrong_configuration_is_shown_line_by_line_and_exits_78() {
         assert_eq!(output.status.code(), Some(78));
         let expected = format!(
             "error: unknown field `relm`, expected one of `listen`, `relay_addresses`, \
-             `port_range`, `realm`, `shards`, `driver`, `mobility`\n \
+             `port_range`, `realm`, `shards`, `driver`, `software`, `alternate_servers`, `mobility`\n \
              --> {}:2:1\n  |\n2 | relm = \"x\"\n  | ^^^^\n",
             path.display()
         );

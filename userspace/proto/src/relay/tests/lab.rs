@@ -70,6 +70,9 @@ pub(crate) enum Shell {
     Fails(PortError),
 }
 
+/// A datagram for another shard: which, where it arrived, who sent it, and what it holds.
+pub(crate) type HandedOver = (ShardId, ListenerId, IpAddr, SocketAddr, Box<[u8]>);
+
 pub(crate) struct Lab {
     pub(crate) relay: Relay,
     pub(crate) shared: Arc<RelayShared>,
@@ -86,7 +89,7 @@ pub(crate) struct Lab {
     /// What was asked for last under each number.
     pub(crate) locals: BTreeMap<u32, SocketAddr>,
     /// Datagrams for other shards.
-    pub(crate) handed_over: Vec<(ShardId, ListenerId, IpAddr, SocketAddr, Box<[u8]>)>,
+    pub(crate) handed_over: Vec<HandedOver>,
     next_transaction: u32,
     /// Of what arrives.
     pub(crate) traffic_class: TrafficClass,

@@ -388,6 +388,7 @@ fn a_further_move_takes_the_place_of_one_under_way() {
     for port in 1..2000 {
         let there = format!("198.18.7.7:{port}");
         newest = granted(&mut lab, &there, &newest);
+        assert!(!newest.contains(&0), "a C string");
     }
     assert!(!is_relayed(&mut lab, "198.18.7.7:1998"), "given up");
     assert_eq!(heard_at(&mut lab), CLIENT);

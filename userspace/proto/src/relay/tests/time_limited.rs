@@ -204,7 +204,7 @@ fn routes_end_with_the_credential_at_the_latest() {
     // A new credential makes them last longer.
     let refreshed = ask(&mut lab, 400, ":x", Method::REFRESH, &[lifetime(600)]);
     assert_eq!(told_lifetime(&refreshed), Some(Lifetime(400)));
-    let end = lab.now + Duration::from_secs(300);
+    let end = lab.now + Duration::from_secs(400);
     assert!(
         lab.routes
             .values()

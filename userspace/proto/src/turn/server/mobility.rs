@@ -132,7 +132,7 @@ impl Mobiles {
 
     /// Makes an allocation mobile.
     pub(super) fn add(&mut self, id: PortId) {
-        let number = self.number();
+        let number = self.number(id);
         let mobility = Mobility {
             first: number,
             current: number,
@@ -148,10 +148,16 @@ impl Mobiles {
         Some(self.seal(id, self.table.get(&id)?.current))
     }
 
-    fn number(&mut self) -> u64 {
-        let number = self.next_number;
-        self.next_number = number.wrapping_add(1);
-        number
+    /// The number of a new ticket. coturn's client keeps tickets as C strings, so that one with a zero
+    /// byte would come back cut short: none has one.
+    fn number(&mut self, id: PortId) -> u64 {
+        loop {
+            let number = self.next_number;
+            self.next_number = number.wrapping_add(1);
+            if !self.seal(id, number).contains(&0) {
+                return number;
+            }
+        }
     }
 
     fn seal(&self, port: PortId, number: u64) -> [u8; TICKET_BYTES] {
@@ -314,7 +320,7 @@ impl Relay {
             Step::Away if !moved.claim(from, place) => return Err(Code::ALLOCATION_MISMATCH),
             Step::Away => {}
         }
-        let fresh = self.mobiles.number();
+        let fresh = self.mobiles.number(id);
         let Some(mobility) = self.mobiles.table.get_mut(&id) else {
             return Err(Code::ALLOCATION_MISMATCH);
         };
