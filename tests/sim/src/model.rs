@@ -196,8 +196,8 @@ pub struct Model {
     ended_tickets: BTreeSet<Vec<u8>>,
     /// Where what arrived may show a client to be that was not there before.
     arriving: Option<Flow>,
-    /// When a nonce was issued, and with which list of password algorithms.
-    nonces: BTreeMap<(SocketAddr, Vec<u8>), (Timestamp, Option<Vec<u8>>)>,
+    /// By client and nonce.
+    nonces: BTreeMap<(SocketAddr, Vec<u8>), Issued>,
     deleted: BTreeSet<(Flow, TransactionId)>,
     reservations: BTreeMap<Vec<u8>, Reservation>,
     failures: Failures,
@@ -219,6 +219,14 @@ pub struct Totals {
     pub packets_to_clients: u64,
     /// Their payload bytes.
     pub bytes_to_clients: u64,
+}
+
+/// A nonce that was issued.
+#[derive(Clone, Debug)]
+struct Issued {
+    at: Timestamp,
+    /// The list of password algorithms that came with it.
+    algorithms: Option<Vec<u8>>,
 }
 
 /// A port that EVEN-PORT reserved.

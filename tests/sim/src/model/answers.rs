@@ -7,7 +7,7 @@ use towpath_proto::Timestamp;
 
 use super::requests::{algorithm, names_algorithm, wants_both};
 use super::time::{CHANNEL_LIFETIME, PERMISSION_LIFETIME};
-use super::{Address, Allocation, Flow, Model, Reservation, is_answer};
+use super::{Address, Allocation, Flow, Issued, Model, Reservation, is_answer};
 use crate::stun::{Parsed, attribute, kind};
 
 impl Model {
@@ -322,7 +322,10 @@ impl Model {
         if let Some(nonce) = answer.find(attribute::NONCE) {
             let list = answer.find(attribute::PASSWORD_ALGORITHMS);
             self.check_offer(request, nonce, list);
-            let issued = (now, list.map(<[u8]>::to_vec));
+            let issued = Issued {
+                at: now,
+                algorithms: list.map(<[u8]>::to_vec),
+            };
             self.nonces.insert((flow.client, nonce.to_vec()), issued);
         }
     }

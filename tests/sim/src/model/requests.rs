@@ -224,8 +224,8 @@ impl Model {
             return Sender::Nobody([400].into());
         };
         let issued = self.nonces.get(&(flow.client, nonce.to_vec()));
-        let fresh = issued.map_or(Alive::No, |(issued, _)| {
-            let sure = *issued + self.rules.nonce_lifetime;
+        let fresh = issued.map_or(Alive::No, |issued| {
+            let sure = issued.at + self.rules.nonce_lifetime;
             if now < sure {
                 Alive::Yes
             } else if now < sure + self.rules.nonce_slack {
@@ -265,7 +265,7 @@ impl Model {
         if names_algorithm(request) {
             // RFC 8489 §9.2.4: both attributes, the list as it was sent with the nonce, and one of it.
             let list = request.find(attribute::PASSWORD_ALGORITHMS);
-            let sent = issued.and_then(|(_, list)| list.as_deref());
+            let sent = issued.and_then(|issued| issued.algorithms.as_deref());
             let choice = request.find(attribute::PASSWORD_ALGORITHM);
             let listed = choice.is_some_and(|choice| {
                 choice.len() == 4

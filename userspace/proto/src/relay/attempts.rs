@@ -7,6 +7,7 @@
 
 use std::net::IpAddr;
 use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
 use ahash::RandomState;
 use towpath_ebpf_common::gcra::Charge;
@@ -40,6 +41,11 @@ impl Default for AttemptLimits {
         }
     }
 }
+
+/// How many times a second's failures may come at once.
+const BURST: u32 = 10;
+/// The budgets' clock is ahead by what fills them: they begin full, however young the clock is.
+const HEAD_START: Duration = Duration::from_secs(BURST as u64);
 
 const SOURCES: usize = 1 << 14;
 /// More than sources: a thousand addresses that all fail as fast as they may do not fill them.
@@ -76,7 +82,7 @@ impl Attempts {
         let slot = |hash: u64, slots: usize| hash as usize % slots;
         let source_slot = slot(self.hasher.hash_one(source), SOURCES);
         let user_slot = slot(self.hasher.hash_one((source, user)), USERS);
-        let now = now.as_nanos();
+        let now = (now + HEAD_START).as_nanos();
         // A source that is over its limit does not use up its users' ones.
         [
             (limits.per_source, &self.sources[source_slot]),
@@ -86,7 +92,7 @@ impl Attempts {
         .any(|(rate, budget)| {
             let pace = match rate {
                 AttemptLimits::UNLIMITED => Pace::UNLIMITED,
-                rate => Pace::new(rate, rate.saturating_mul(10)),
+                rate => Pace::new(rate, rate.saturating_mul(BURST)),
             };
             if failed {
                 pace.charge(budget, now, 1) != Charge::Passed

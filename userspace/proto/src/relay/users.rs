@@ -162,7 +162,14 @@ struct Inner {
     without_sha256: usize,
     secrets: Vec<RestSecret>,
     /// By USERHASH in one realm, made when it is first needed.
-    by_hash: OnceLock<(Box<str>, HashMap<[u8; 32], Arc<User>>)>,
+    by_hash: OnceLock<ByHash>,
+}
+
+/// Users by the USERHASH of their names in one realm.
+#[derive(Clone, Debug)]
+struct ByHash {
+    realm: Box<str>,
+    users: HashMap<[u8; 32], Arc<User>>,
 }
 
 impl Users {
@@ -199,8 +206,8 @@ impl Users {
 
     /// The user of this USERHASH in a realm.
     pub(crate) fn find_hash(&self, realm: &str, hash: &[u8; 32]) -> Option<&Arc<User>> {
-        let (of_realm, by_hash) = self.by_hash(realm);
-        by_hash.get(hash).filter(|_| **of_realm == *realm)
+        let by_hash = self.by_hash(realm);
+        by_hash.users.get(hash).filter(|_| *by_hash.realm == *realm)
     }
 
     /// Makes what [`find_hash`](Self::find_hash) needs: beforehand, so that no request has to wait for it.
@@ -208,11 +215,13 @@ impl Users {
         self.by_hash(realm);
     }
 
-    fn by_hash(&self, realm: &str) -> &(Box<str>, HashMap<[u8; 32], Arc<User>>) {
+    fn by_hash(&self, realm: &str) -> &ByHash {
         self.0.by_hash.get_or_init(|| {
             let hashed = |user: &Arc<User>| Some((userhash(&user.name, realm).ok()?, user.clone()));
-            let by_hash = self.0.by_name.values().filter_map(hashed).collect();
-            (realm.into(), by_hash)
+            ByHash {
+                realm: realm.into(),
+                users: self.0.by_name.values().filter_map(hashed).collect(),
+            }
         })
     }
 
