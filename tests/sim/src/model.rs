@@ -91,6 +91,13 @@ pub enum PortChange {
     Close(SocketAddr),
 }
 
+impl PortChange {
+    /// Whether it is a closing.
+    pub fn is_close(&self) -> bool {
+        matches!(self, Self::Close(_))
+    }
+}
+
 /// What came of one input.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Observed {
@@ -135,7 +142,7 @@ pub type Expectation = Vec<Alternative>;
 pub struct Allocation {
     /// Who made it.
     pub user: String,
-    /// The client's address when it was made, whose network it counts for.
+    /// Where the client was when it made it, or reserved its port: whose network it counts for.
     pub client: IpAddr,
     /// Its relayed addresses: one, or one of each family.
     pub addresses: Vec<Address>,
@@ -244,6 +251,8 @@ struct Opening {
     request: Parsed,
     /// When the request arrived: the lifetime begins here.
     since: Timestamp,
+    /// The client whose network it counts for: the one who reserved the port, or this one.
+    client: IpAddr,
 }
 
 impl Model {
@@ -673,8 +682,7 @@ impl Model {
                 self.totals.bytes_to_clients += data.len() as u64;
             }
             Alternative::Success(flow, request) => {
-                let closes = |change: &PortChange| matches!(change, PortChange::Close(_));
-                let closes = observed.ports.iter().any(closes);
+                let closes = observed.ports.iter().any(PortChange::is_close);
                 self.succeeded(now, *flow, request, &observed.sent[0].payload, closes);
             }
             Alternative::Error(code, flow, request) => {
@@ -699,16 +707,17 @@ impl Model {
         let before = self.ports.insert(local, *flow);
         assert_eq!(before, None, "{local} is opened although it is open");
         self.made_in.insert(local, self.shard_of(*flow));
-        if let Some(token) = request.find(attribute::RESERVATION_TOKEN) {
-            let reserved = self
-                .reservations
-                .remove(token)
-                .map(|reserved| reserved.local);
+        let token = request.find(attribute::RESERVATION_TOKEN);
+        let reserved = token.map(|token| self.reservations.remove(token));
+        if let Some(reserved) = &reserved {
+            let reserved = reserved.as_ref().map(|reserved| reserved.local);
             assert_eq!(reserved, Some(local), "the reserved port is opened");
         }
+        let reserver = reserved.flatten().map(|reserved| reserved.client);
         let opening = Opening {
             request: (**request).clone(),
             since: self.latest,
+            client: reserver.unwrap_or(flow.client.ip()),
         };
         // Where another port is tried, the request is the one that came first.
         self.opening.entry(*flow).or_insert(opening);

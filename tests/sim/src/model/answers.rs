@@ -7,7 +7,7 @@ use towpath_proto::Timestamp;
 
 use super::requests::{algorithm, names_algorithm, wants_both};
 use super::time::{CHANNEL_LIFETIME, PERMISSION_LIFETIME};
-use super::{Address, Allocation, Flow, Issued, Model, Reservation, is_answer};
+use super::{Address, Allocation, Flow, Issued, Model, Opening, Reservation, is_answer};
 use crate::stun::{Parsed, attribute, kind};
 
 impl Model {
@@ -118,7 +118,7 @@ impl Model {
         );
         // The reservation begins with the request, as the lifetime does.
         let opening = self.opening.remove(&flow);
-        let since = opening.expect("its port was being opened").since;
+        let Opening { since, client, .. } = opening.expect("its port was being opened");
         if let Some(token) = token {
             let local = SocketAddr::new(opened[0].ip(), opened[0].port() + 1);
             let reservation = Reservation {
@@ -144,7 +144,7 @@ impl Model {
             deleted: false,
         };
         let allocation = Allocation {
-            client: flow.client.ip(),
+            client,
             user,
             addresses: opened.iter().copied().map(address).collect(),
             permissions: Default::default(),

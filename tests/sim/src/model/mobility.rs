@@ -8,7 +8,7 @@ use towpath_proto::Timestamp;
 use towpath_proto::relay::DropReason;
 
 use super::requests::Judgement;
-use super::{Alive, Allocation, Alternative, Flow, Model, Observed};
+use super::{Alive, Allocation, Alternative, Flow, Model, Observed, PortChange};
 use crate::stun::{Parsed, attribute, kind};
 
 /// RFC 8016 §3.2.2: a retransmitted Refresh is recognized for so long at least; here, exactly.
@@ -285,6 +285,11 @@ impl Model {
             ]
             .contains(reason),
             (_, Some(Alternative::Error(code, ..))) => !matches!(code, 401 | 437 | 438),
+            // A deletion that is confirmed again, from memory, shows nothing.
+            (_, Some(Alternative::Success(flow, request))) => {
+                let closes = observed.ports.iter().any(PortChange::is_close);
+                closes || !self.deleted.contains(&(*flow, request.id))
+            }
             (_, found) => found.is_some(),
         };
         let Some(local) = self.heading_for(flow).filter(|_| was_seen) else {

@@ -110,7 +110,6 @@ impl Model {
             request.kind,
             kind::REFRESH | kind::CREATE_PERMISSION | kind::CHANNEL_BIND
         ) && request.find(attribute::MOBILITY_TICKET).is_none()
-            && !self.deleted.contains(&(flow, request.id))
             && let Sender::User(user) | Sender::UserUnlessStale(user) =
                 self.sender(now, flow, &request)
         {
