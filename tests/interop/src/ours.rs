@@ -15,7 +15,7 @@ use towpath_proto::relay::{
 };
 use towpath_proto::stun::Schedule;
 use towpath_proto::turn::client::{
-    Client, ClientConfig, Credentials, Event, Received, RequestError,
+    Client, ClientConfig, Credentials, Event, Ignored, Received, RequestError,
 };
 use towpath_proto::wire::attribute::Algorithm;
 use towpath_proto::{Machine, Timestamp};
@@ -26,6 +26,7 @@ use crate::{CLIENT, Datagram, PASSWORD, REALM, RELAY_V4, RELAY_V6, SERVER, USER,
 pub struct OurClient {
     client: Client,
     failure: Option<RequestError>,
+    ignored: Vec<Ignored>,
 }
 
 impl OurClient {
@@ -49,12 +50,18 @@ impl OurClient {
         Self {
             client,
             failure: None,
+            ignored: Vec::new(),
         }
     }
 
     /// Why there is no allocation.
     pub fn failure(&self) -> Option<RequestError> {
         self.failure
+    }
+
+    /// Why datagrams of the server's were ignored.
+    pub fn ignored(&self) -> &[Ignored] {
+        &self.ignored
     }
 }
 
@@ -79,7 +86,10 @@ impl crate::Client for OurClient {
         match self.client.handle_datagram(now, SERVER, bytes) {
             Received::Data { peer, payload } => Some((peer, payload.to_vec())),
             Received::Icmp { .. } | Received::Response => None,
-            Received::Ignored(why) => panic!("our client ignores {bytes:02x?}: {why:?}"),
+            Received::Ignored(why) => {
+                self.ignored.push(why);
+                None
+            }
         }
     }
 

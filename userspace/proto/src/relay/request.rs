@@ -341,6 +341,7 @@ fn write(
         match integrity {
             Integrity::Sha1 => writer.integrity(&key)?,
             Integrity::Sha256(_) => writer.integrity_sha256(&key, 32)?,
+            Integrity::Both(_) => writer.integrity(&key)?.integrity_sha256(&key, 32)?,
         };
     }
     if envelope.fingerprint {

@@ -210,14 +210,14 @@ fn a_request_that_names_an_algorithm_is_answered_with_message_integrity_sha256()
     let sha256_of_md5: Sign = |w| {
         w.integrity_sha256(&md5(), 32).unwrap();
     };
-    let sha1_of_sha256: Sign = |w| {
-        w.integrity(&sha256()).unwrap();
+    let both_of_md5: Sign = |w| {
+        w.integrity(&md5()).unwrap();
+        w.integrity_sha256(&md5(), 32).unwrap();
     };
     for (algorithm, sign, key) in [
         (Algorithm::Sha256, sign_sha256 as Sign, sha256()),
-        (Algorithm::Sha256, sha1_of_sha256, sha256()),
         (Algorithm::Md5, sha256_of_md5, md5()),
-        (Algorithm::Md5, sign_sha1, md5()),
+        (Algorithm::Md5, both_of_md5, md5()),
     ] {
         let mut lab = Lab::new(config());
         let request = allocate(&lab, chosen(algorithm), sign);
@@ -226,6 +226,27 @@ fn a_request_that_names_an_algorithm_is_answered_with_message_integrity_sha256()
         let message = Message::parse(&answer).unwrap();
         message.check_integrity_sha256(&key, 32).unwrap();
         assert!(!message.has_integrity());
+    }
+}
+
+// RFC 8489 §9.2.4 has such requests checked as they are, though §9.2.5 forbids them: "all the subsequent
+// requests MUST be authenticated using MESSAGE-INTEGRITY-SHA256 only".
+#[test]
+fn a_request_that_names_an_algorithm_and_has_message_integrity_alone_is_answered_with_both() {
+    let sha1_of_sha256: Sign = |w| {
+        w.integrity(&sha256()).unwrap();
+    };
+    for (algorithm, sign, key) in [
+        (Algorithm::Md5, sign_sha1 as Sign, md5()),
+        (Algorithm::Sha256, sha1_of_sha256, sha256()),
+    ] {
+        let mut lab = Lab::new(config());
+        let request = allocate(&lab, chosen(algorithm), sign);
+        let answer = lab.ask(CLIENT, &request).unwrap();
+        assert_eq!(code(&answer), 0);
+        let message = Message::parse(&answer).unwrap();
+        message.check_integrity(&key).unwrap();
+        message.check_integrity_sha256(&key, 32).unwrap();
     }
 }
 

@@ -152,9 +152,11 @@ impl Session {
     }
 }
 
-/// RFC 8489 §9.2.5: where the nonce says that algorithms are offered "but no PASSWORD-ALGORITHMS attribute
-/// is present", somebody on the way took it out: a challenge is not followed, and any other response "MUST
-/// be ignored".
+/// Whether somebody on the way took out what the nonce says is offered. RFC 8489 §9.2.5 of a 401 or 438:
+/// "the client MUST NOT retry the request", and: "For all other responses, if the NONCE attribute starts
+/// with the "nonce cookie" with the STUN Security Feature "Password algorithms" bit set to 1 but
+/// PASSWORD-ALGORITHMS is not present, the response MUST be ignored." It makes no exception for a success
+/// with a valid integrity; a server need not put a nonce into one.
 pub(super) fn takes_out_algorithms(response: &Message<'_>) -> bool {
     let nonce = response.get::<Nonce<'_>>();
     matches!(nonce, Ok(Some(Nonce(nonce))) if has_feature(nonce, PASSWORD_ALGORITHMS))
