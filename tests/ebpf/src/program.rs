@@ -1,5 +1,6 @@
 //! The committed object, loaded into the kernel with maps of its own.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -191,6 +192,16 @@ impl Program {
     /// The settings.
     pub fn settings(&mut self) -> Result<Settings> {
         self.get(route::map::SETTINGS, 0)
+    }
+
+    /// Has the relay listen at this address, and have no relayed ports.
+    pub fn listen_alone(&mut self, address: SocketAddr) -> Result<()> {
+        let settings = self.settings()?;
+        self.set_settings(Settings {
+            ports: 0,
+            ..settings
+        })?;
+        self.add_local(LocalKey::listening(address))
     }
 
     /// Sets what a slot is limited to.

@@ -615,16 +615,7 @@ fn a_routed_packet_the_program_cannot_relay_stays_silent_too() {
         ..Shape::plain(Way::ToPeer).target()
     };
     program.set_route(&key, &target).expect("a route");
-    let settings = program.settings().expect("the settings");
-    program
-        .set_settings(Settings {
-            ports: 0,
-            ..settings
-        })
-        .expect("the settings");
-    program
-        .add_local(LocalKey::listening(local))
-        .expect("a local");
+    program.listen_alone(local).expect("the settings");
     let frame = Datagram::new(client, local, &channel_data(0x4abc, b"data", &[])).to_bytes();
     passes(&mut program, &frame, Reason::NoNextHop);
     drop(socket);

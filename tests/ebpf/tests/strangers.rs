@@ -6,7 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use towpath_ebpf_common::reason::Reason;
-use towpath_ebpf_common::route::{LocalKey, Settings, mapped};
+use towpath_ebpf_common::route::mapped;
 use towpath_ebpf_common::strangers::{
     Admission, BUDGETS, SEEN, Source, StrangerLimits, Table, admit,
 };
@@ -32,16 +32,7 @@ impl Lab {
         let mut program = program?;
         let socket = UdpSocket::bind("127.0.0.1:0").expect("a socket");
         let listening = socket.local_addr().expect("its address");
-        let settings = program.settings().expect("the settings");
-        program
-            .set_settings(Settings {
-                ports: 0,
-                ..settings
-            })
-            .expect("the settings");
-        program
-            .add_local(LocalKey::listening(listening))
-            .expect("a local");
+        program.listen_alone(listening).expect("the settings");
         let [source, network, total] = limits;
         program
             .set_strangers(StrangerLimits::new(KEY, source, network, total))

@@ -14,6 +14,7 @@
 
 #![forbid(unsafe_code)]
 
+mod aioice;
 mod arrivals;
 mod flow;
 mod frame;
@@ -34,6 +35,7 @@ mod uclient;
 mod watch;
 mod wire;
 
+pub use aioice::Aioice;
 pub use arrivals::{Arrivals, payload_at};
 pub use flow::{Flow, Packet};
 pub use frame::{Content, Datagram, Mac, Shape};

@@ -54,6 +54,24 @@ impl Uclient<'_> {
         UclientOutcome::parse(&text).ok_or_else(|| format!("turnutils_uclient said:\n{text}"))
     }
 
+    /// Runs the client on `host`: everything it sends comes back or through.
+    ///
+    /// # Panics
+    ///
+    /// Where something is lost, or the client fails.
+    pub fn loses_nothing_on(&self, host: &Host) -> UclientOutcome {
+        let outcome = self.run(host).unwrap_or_else(|output| panic!("{output}"));
+        let UclientOutcome {
+            sent,
+            received,
+            lost,
+        } = outcome;
+        assert_eq!((lost, received), (0, sent), "{outcome:?}");
+        let least = u64::from(self.clients * self.messages);
+        assert!(sent >= least, "{outcome:?}");
+        outcome
+    }
+
     fn command(&self, host: &Host) -> Command {
         let mut command = host.command("timeout");
         command.arg(LIMIT_SECONDS);

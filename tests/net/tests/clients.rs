@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 
 use towpath_net::{
-    Driver, EchoPeer, Kind, Lab, PASSWORD, Server, ServerOptions, USER, address, skip,
+    Aioice, Driver, EchoPeer, Kind, Lab, PASSWORD, Server, ServerOptions, USER, address,
 };
 
 fn stun_client_learns_its_address(kind: Kind, server: &str, client: &str) {
@@ -28,40 +28,20 @@ fn stun_client_learns_its_address(kind: Kind, server: &str, client: &str) {
 }
 
 fn aioice_relays(kind: Kind) {
-    const DATAGRAMS: &str = "200";
     let Some(lab) = Lab::with(&["turnutils_peer", "turnserver"]) else {
         return;
     };
-    let Some(python) = std::env::var_os("TOWPATH_TEST_PYTHON") else {
-        return skip("TOWPATH_TEST_PYTHON names no interpreter with aioice");
+    let Some(aioice) = Aioice::find() else {
+        return;
     };
     let host = lab.host("server", &["10.77.2.1/24"]);
     let client_host = lab.host("client", &["10.77.2.2/24"]);
     let peer_host = lab.host("peer", &["10.77.2.3/24"]);
-    let _server = Server::start(kind, &host, &ServerOptions::on(&[address("10.77.2.1")]));
-    let _peer = EchoPeer::start(&peer_host, &[SocketAddr::new(address("10.77.2.3"), 3480)]);
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/scripts/aioice_relay.py");
-    let output = client_host
-        .command("timeout")
-        .arg("60")
-        .arg(python)
-        .args([
-            script,
-            "10.77.2.1",
-            "3478",
-            USER,
-            PASSWORD,
-            "10.77.2.3",
-            "3480",
-            DATAGRAMS,
-        ])
-        .output()
-        .expect("timeout can be started");
-    let said = String::from_utf8_lossy(&output.stdout);
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{}\n{said}{errors}", output.status);
-    assert!(said.contains("relayed 10.77.2.1 "), "{said}");
-    assert!(said.contains(&format!("echoed {DATAGRAMS}\n")), "{said}");
+    let server = SocketAddr::new(address("10.77.2.1"), 3478);
+    let peer = SocketAddr::new(address("10.77.2.3"), 3480);
+    let _server = Server::start(kind, &host, &ServerOptions::on(&[server.ip()]));
+    let _peer = EchoPeer::start(&peer_host, &[peer]);
+    aioice.loses_nothing_on(&client_host, server, (USER, PASSWORD), peer);
 }
 
 macro_rules! clients {

@@ -6,8 +6,8 @@ use std::process::Output;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use towpath_net::{
-    Driver, EchoPeer, Host, Kind, Lab, Probe, Refused, Server, ServerOptions, Uclient, address,
-    skip,
+    Aioice, Driver, EchoPeer, Host, Kind, Lab, Probe, Refused, Server, ServerOptions, Uclient,
+    address,
 };
 use towpath_proto::relay::{RestName, RestSecret};
 
@@ -26,20 +26,30 @@ fn server_address() -> SocketAddr {
 
 /// A username that ends so many seconds from now, or did, and its password.
 fn credential(secret: &str, seconds: i64) -> (String, String) {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .expect("1970 is over");
     let name = RestName {
-        ends_unix_s: now.as_secs().checked_add_signed(seconds).unwrap(),
+        ends_unix_s: now
+            .as_secs()
+            .checked_add_signed(seconds)
+            .expect("a year near this one"),
         id: Some("alice"),
     };
-    let username = name.username().unwrap();
-    let password = RestSecret::new(secret).unwrap().password(&username);
+    let username = name.username().expect("a short name");
+    let secret = RestSecret::new(secret).expect("it is not empty");
+    let password = secret.password(&username);
     (username, password)
 }
 
 /// Runs the program beside the server.
 fn towpath(host: &Host, arguments: &[&str]) -> Output {
     let program = host.directory().join("towpath");
-    host.command(program).args(arguments).output().unwrap()
+    let mut command = host.command(program);
+    command
+        .args(arguments)
+        .output()
+        .expect("towpath can be started")
 }
 
 fn uclient_relays(kind: Kind, secret: &str) {
@@ -59,12 +69,7 @@ fn uclient_relays(kind: Kind, secret: &str) {
         clients: 2,
         messages: 100,
     };
-    let outcome = client
-        .run(&client_host)
-        .unwrap_or_else(|output| panic!("{output}"));
-    assert_eq!(outcome.lost, 0, "{outcome:?}");
-    assert_eq!(outcome.sent, outcome.received, "{outcome:?}");
-    assert!(outcome.sent >= 200, "{outcome:?}");
+    client.loses_nothing_on(&client_host);
 }
 
 #[test]
@@ -84,18 +89,18 @@ fn uclient_relays_with_a_secret_that_is_to_be_replaced() {
 
 #[test]
 fn aioice_relays_with_what_towpath_credentials_prints() {
-    const DATAGRAMS: &str = "200";
     let Some(lab) = Lab::with(&["turnutils_peer", "timeout"]) else {
         return;
     };
-    let Some(python) = std::env::var_os("TOWPATH_TEST_PYTHON") else {
-        return skip("TOWPATH_TEST_PYTHON names no interpreter with aioice");
+    let Some(aioice) = Aioice::find() else {
+        return;
     };
     let host = lab.host("server", &["10.77.2.1/24"]);
     let client_host = lab.host("client", &["10.77.2.2/24"]);
     let peer_host = lab.host("peer", &["10.77.2.3/24"]);
+    let peer = SocketAddr::new(address("10.77.2.3"), 3480);
     let _server = Server::start(Kind::Towpath(Driver::Auto), &host, &options());
-    let _peer = EchoPeer::start(&peer_host, &[SocketAddr::new(address("10.77.2.3"), 3480)]);
+    let _peer = EchoPeer::start(&peer_host, &[peer]);
     let configuration = host.directory().join("towpath.toml");
     let configuration = configuration.to_string_lossy();
     let arguments = [
@@ -108,29 +113,12 @@ fn aioice_relays_with_what_towpath_credentials_prints() {
     ];
     let made = towpath(&host, &arguments);
     assert!(made.status.success(), "{made:?}");
-    let made: serde_json::Value = serde_json::from_slice(&made.stdout).unwrap();
+    let made: serde_json::Value = serde_json::from_slice(&made.stdout).expect("it is JSON");
     assert_eq!(made["urls"][0], "turn:10.77.2.1?transport=udp");
     assert_eq!(made["ttl"], 3600);
-    let text = |key: &str| made[key].as_str().unwrap().to_owned();
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/scripts/aioice_relay.py");
-    let output = client_host
-        .command("timeout")
-        .arg("60")
-        .arg(python)
-        .args([
-            script,
-            "10.77.2.1",
-            "3478",
-            &text("username"),
-            &text("credential"),
-        ])
-        .args(["10.77.2.3", "3480", DATAGRAMS])
-        .output()
-        .expect("timeout can be started");
-    let said = String::from_utf8_lossy(&output.stdout);
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{}\n{said}{errors}", output.status);
-    assert!(said.contains(&format!("echoed {DATAGRAMS}\n")), "{said}");
+    let text = |key: &str| made[key].as_str().expect("it is text");
+    let credentials = (text("username"), text("credential"));
+    aioice.loses_nothing_on(&client_host, server_address(), credentials, peer);
 }
 
 #[test]

@@ -179,11 +179,7 @@ impl Relay {
         listener: ListenerId,
         datagram: &Datagram<'_>,
     ) -> Option<Transmit> {
-        let from = Endpoint {
-            listener,
-            server: datagram.local,
-            client: datagram.remote,
-        };
+        let from = Endpoint::sender(listener, datagram);
         let outcome = match classify(datagram.payload) {
             Kind::Stun => self.stun(now, from, datagram.payload, datagram.traffic_class),
             Kind::ChannelData | Kind::Other => Err(DropReason::Unrecognized),

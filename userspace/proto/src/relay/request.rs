@@ -10,7 +10,7 @@ use crate::Timestamp;
 use crate::auth::{
     Authenticated, Gate, Integrity, STRANGER_BYTES, STRANGER_FACTOR, may_offer_nothing, offer,
 };
-use crate::machine::{ListenerId, Prefix, Socket, TrafficClass, Transmit};
+use crate::machine::{Datagram, ListenerId, Prefix, Socket, TrafficClass, Transmit};
 use crate::nonce::Offer;
 use crate::slots::Identity;
 use crate::turn::server::Flow;
@@ -46,6 +46,15 @@ impl Endpoint {
             listener: ListenerId(flow.listener),
             server,
             client,
+        }
+    }
+
+    /// Where a datagram came from.
+    pub(crate) fn sender(listener: ListenerId, datagram: &Datagram<'_>) -> Self {
+        Self {
+            listener,
+            server: datagram.local,
+            client: datagram.remote,
         }
     }
 

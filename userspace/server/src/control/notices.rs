@@ -95,104 +95,63 @@ impl NoticeLog {
     }
 }
 
+/// Logs what became of an allocation, with what every such record has: whose it is.
+macro_rules! log_of {
+    ($owner:expr, $shard:expr, $what:literal, $($fields:tt)*) => {{
+        let AllocationOwner { user, client, server, relayed, second: _ } = $owner;
+        tracing::info!(
+            user = &**user, %client, %server, %relayed, $($fields)* shard = $shard, $what
+        );
+    }};
+}
+
 /// The end of an allocation is its record: who relayed what, when and from where. What the kernel relayed
 /// is counted for the user, so the record has what the user did on every path while the allocation was
 /// there; with one allocation at a time that is the allocation's.
 ///
 /// Names come from clients: as strings they are escaped in both formats.
 fn log(shard: usize, notice: &Notice) {
+    let second = |owner: &AllocationOwner| owner.second.map(tracing::field::display);
     match notice {
-        Notice::AllocationMade { owner, lifetime } => {
-            let AllocationOwner {
-                user,
-                client,
-                server,
-                relayed,
-                second,
-            } = owner;
-            tracing::info!(
-                user = &**user,
-                %client,
-                %server,
-                %relayed,
-                second = second.map(tracing::field::display),
-                lifetime_s = lifetime.as_secs(),
-                shard,
-                "allocation made"
-            );
-        }
-        Notice::AllocationMoved { owner, from } => {
-            let AllocationOwner {
-                user,
-                client,
-                server,
-                relayed,
-                second: _,
-            } = owner;
-            tracing::info!(
-                user = &**user,
-                %client,
-                %server,
-                %relayed,
-                %from,
-                shard,
-                "allocation moved"
-            );
-        }
+        Notice::AllocationMade { owner, lifetime } => log_of!(
+            owner,
+            shard,
+            "allocation made",
+            second = second(owner),
+            lifetime_s = lifetime.as_secs(),
+        ),
+        Notice::AllocationMoved { owner, from } => log_of!(
+            owner, shard, "allocation moved",
+            %from,
+        ),
         Notice::AddressEnded {
             owner,
             ended,
             reason,
-        } => {
-            let AllocationOwner {
-                user,
-                client,
-                server,
-                relayed,
-                second: _,
-            } = owner;
-            tracing::info!(
-                user = &**user,
-                %client,
-                %server,
-                %ended,
-                %relayed,
-                reason = reason.name(),
-                shard,
-                "one of two relayed addresses ended"
-            );
-        }
+        } => log_of!(
+            owner, shard, "one of two relayed addresses ended",
+            %ended,
+            reason = reason.name(),
+        ),
         Notice::AllocationEnded {
             owner,
             reason,
             lasted,
             traffic,
             metered,
-        } => {
-            let AllocationOwner {
-                user,
-                client,
-                server,
-                relayed,
-                second,
-            } = owner;
-            tracing::info!(
-                user = &**user,
-                %client,
-                %server,
-                %relayed,
-                second = second.map(tracing::field::display),
-                reason = reason.name(),
-                lasted_s = lasted.as_secs(),
-                user_bytes_up = metered.up_bytes,
-                user_bytes_down = metered.down_bytes,
-                packets_to_peers = traffic.packets_to_peers,
-                bytes_to_peers = traffic.bytes_to_peers,
-                packets_to_client = traffic.packets_to_client,
-                bytes_to_client = traffic.bytes_to_client,
-                shard,
-                "allocation ended"
-            );
-        }
+        } => log_of!(
+            owner,
+            shard,
+            "allocation ended",
+            second = second(owner),
+            reason = reason.name(),
+            lasted_s = lasted.as_secs(),
+            user_bytes_up = metered.up_bytes,
+            user_bytes_down = metered.down_bytes,
+            packets_to_peers = traffic.packets_to_peers,
+            bytes_to_peers = traffic.bytes_to_peers,
+            packets_to_client = traffic.packets_to_client,
+            bytes_to_client = traffic.bytes_to_client,
+        ),
     }
 }

@@ -67,6 +67,12 @@ fn allocate(lab: &mut Lab, secs: u64, id: &str) -> Vec<u8> {
     ask(lab, secs, id, Method::ALLOCATE, &[udp()])
 }
 
+/// What a refresh for ten minutes is granted.
+fn refresh(lab: &mut Lab, secs: u64, id: &str) -> Option<Lifetime> {
+    let answer = ask(lab, secs, id, Method::REFRESH, &[lifetime(600)]);
+    told_lifetime(&answer)
+}
+
 fn told_lifetime(answer: &[u8]) -> Option<Lifetime> {
     assert_eq!(code(answer), 0);
     Message::parse(answer).unwrap().get().unwrap()
@@ -169,8 +175,7 @@ fn an_allocation_ends_with_its_credential() {
     );
     lab.secs(69);
     assert_eq!(lab.open.len(), 1);
-    let refreshed = ask(&mut lab, 70, ":x", Method::REFRESH, &[lifetime(600)]);
-    assert_eq!(told_lifetime(&refreshed), Some(Lifetime(1)));
+    assert_eq!(refresh(&mut lab, 70, ":x"), Some(Lifetime(1)));
     lab.secs(2);
     assert!(lab.open.is_empty());
     assert_eq!(last_end(&lab), Some(EndReason::CredentialExpired));
@@ -202,8 +207,7 @@ fn routes_end_with_the_credential_at_the_latest() {
     }
     assert_eq!(lab.check_routes(), 2);
     // A new credential makes them last longer.
-    let refreshed = ask(&mut lab, 400, ":x", Method::REFRESH, &[lifetime(600)]);
-    assert_eq!(told_lifetime(&refreshed), Some(Lifetime(400)));
+    assert_eq!(refresh(&mut lab, 400, ":x"), Some(Lifetime(400)));
     let end = lab.now + Duration::from_secs(400);
     assert!(
         lab.routes
@@ -220,8 +224,7 @@ fn a_new_username_of_the_same_user_refreshes_an_allocation_beyond_the_old_ones_e
     let mut lab = lab();
     allocate(&mut lab, 100, ":x");
     lab.secs(50);
-    let refreshed = ask(&mut lab, 1000, ":x", Method::REFRESH, &[lifetime(600)]);
-    assert_eq!(told_lifetime(&refreshed), Some(Lifetime(600)));
+    assert_eq!(refresh(&mut lab, 1000, ":x"), Some(Lifetime(600)));
     lab.secs(500);
     assert_eq!(lab.open.len(), 1);
     let peers = [xor_peer(PEER)];
@@ -233,8 +236,7 @@ fn a_new_username_of_the_same_user_refreshes_an_allocation_beyond_the_old_ones_e
 fn a_refresh_with_a_credential_that_ends_sooner_ends_the_allocation_sooner() {
     let mut lab = lab();
     allocate(&mut lab, 1000, ":x");
-    let refreshed = ask(&mut lab, 50, ":x", Method::REFRESH, &[lifetime(600)]);
-    assert_eq!(told_lifetime(&refreshed), Some(Lifetime(50)));
+    assert_eq!(refresh(&mut lab, 50, ":x"), Some(Lifetime(50)));
     lab.secs(51);
     assert!(lab.open.is_empty());
 }

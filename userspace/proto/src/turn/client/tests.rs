@@ -79,9 +79,17 @@ fn response(request: &[u8], class: Class, write: impl FnOnce(&mut MessageWriter<
 }
 
 fn challenge(request: &[u8], code: Code, nonce: &[u8]) -> Vec<u8> {
+    challenge_with(request, code, nonce, None)
+}
+
+fn challenge_with(request: &[u8], code: Code, nonce: &[u8], algorithms: Option<&[u8]>) -> Vec<u8> {
     response(request, Class::Error, |w| {
         w.put(&ErrorCode::new(code)).unwrap();
         w.put(&Realm(REALM)).unwrap().put(&Nonce(nonce)).unwrap();
+        if let Some(algorithms) = algorithms {
+            w.put_raw(AttributeType::PASSWORD_ALGORITHMS, algorithms)
+                .unwrap();
+        }
     })
 }
 
@@ -250,14 +258,7 @@ fn sha256_is_used_where_the_server_offers_it() {
     let mut client = client();
     client.allocate(at(0), None).unwrap();
     let first = next_request(&mut client, at(0)).unwrap();
-    let offer = response(&first, Class::Error, |w| {
-        w.put(&ErrorCode::new(Code::UNAUTHENTICATED))
-            .unwrap()
-            .put(&Realm(REALM))
-            .unwrap();
-        w.put(&Nonce(b"obMatJos2gAAAxyz")).unwrap();
-        w.put(&PasswordAlgorithms::SHA256_MD5).unwrap();
-    });
+    let offer = offer(&first, b"obMatJos2gAAAxyz", SHA256_MD5);
     answer(&mut client, at(0), &offer);
     let second = next_request(&mut client, at(0)).unwrap();
     let message = Message::parse(&second).unwrap();
@@ -300,15 +301,7 @@ fn a_challenge_whose_offer_was_taken_out_on_the_way_is_ignored() {
 
 /// A 401 with this nonce and list.
 fn offer(request: &[u8], nonce: &[u8], algorithms: &[u8]) -> Vec<u8> {
-    response(request, Class::Error, |w| {
-        w.put(&ErrorCode::new(Code::UNAUTHENTICATED))
-            .unwrap()
-            .put(&Realm(REALM))
-            .unwrap();
-        w.put(&Nonce(nonce)).unwrap();
-        w.put_raw(AttributeType::PASSWORD_ALGORITHMS, algorithms)
-            .unwrap();
-    })
+    challenge_with(request, Code::UNAUTHENTICATED, nonce, Some(algorithms))
 }
 
 const SHA256_MD5: &[u8] = &[0, 2, 0, 0, 0, 1, 0, 0];
@@ -387,14 +380,12 @@ fn a_server_that_offered_algorithms_is_not_believed_to_offer_none() {
     let forged = challenge(&second, Code::STALE_NONCE, b"plain");
     let ignored = Received::Ignored(Ignored::BidDown);
     assert_eq!(client.handle_datagram(at(0), server(), &forged), ignored);
-    let stale = response(&second, Class::Error, |w| {
-        w.put(&ErrorCode::new(Code::STALE_NONCE))
-            .unwrap()
-            .put(&Realm(REALM))
-            .unwrap();
-        w.put(&Nonce(b"obMatJos2gAAAy")).unwrap();
-        w.put(&PasswordAlgorithms::SHA256_MD5).unwrap();
-    });
+    let stale = challenge_with(
+        &second,
+        Code::STALE_NONCE,
+        b"obMatJos2gAAAy",
+        Some(SHA256_MD5),
+    );
     answer(&mut client, at(0), &stale);
     let third = next_request(&mut client, at(0)).unwrap();
     let message = Message::parse(&third).unwrap();

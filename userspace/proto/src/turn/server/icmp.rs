@@ -10,7 +10,7 @@ use rand_chacha::rand_core::Rng;
 
 use super::address::PeerAddr;
 use crate::Timestamp;
-use crate::machine::{IcmpError, PortId, Prefix, Socket, TrafficClass, Transmit};
+use crate::machine::{IcmpError, PortId, Socket};
 use crate::relay::{DropReason, Endpoint, MAX_ANSWER_BYTES, Relay};
 use crate::wire::attribute::{Icmp, XorPeerAddress};
 use crate::wire::{Class, MessageType, MessageWriter, Method, TransactionId, WriteError};
@@ -93,23 +93,7 @@ impl Relay {
     ) -> Result<(), DropReason> {
         let mut id = TransactionId([0; 12]);
         self.rng.fill_bytes(&mut id.0);
-        let mut buffer = self
-            .outbox
-            .begin(MAX_ANSWER_BYTES)
-            .ok_or(DropReason::OutputFull)?;
-        let len = write(&mut buffer[..], id, peer, icmp).expect("60 bytes at most");
-        let transmit = Transmit {
-            socket: Socket::Listener(to.listener),
-            source: Some(to.server),
-            destination: to.client,
-            prefix: Prefix::EMPTY,
-            payload: 0..len,
-            padding: 0,
-            traffic_class: TrafficClass::ORDINARY,
-            dont_fragment: false,
-        };
-        self.outbox.push(transmit, buffer);
-        Ok(())
+        self.queue(to, MAX_ANSWER_BYTES, |buffer| write(buffer, id, peer, icmp))
     }
 }
 

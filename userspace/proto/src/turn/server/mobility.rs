@@ -409,11 +409,7 @@ impl Relay {
         listener: ListenerId,
         datagram: &Datagram<'_>,
     ) -> Option<Transmit> {
-        let from = Endpoint {
-            listener,
-            server: datagram.local,
-            client: datagram.remote,
-        };
+        let from = Endpoint::sender(listener, datagram);
         let flow = from.flow();
         let Some(place) = self.shared.moved().find(&flow) else {
             return self.dropped(DropReason::NoAllocation);
