@@ -144,7 +144,7 @@ pub enum BehaviorError {
     },
 }
 
-/// The tests with one server. See the [module](self).
+/// The tests with one server, one after the other.
 #[derive(Debug)]
 pub struct BehaviorClient {
     config: BehaviorConfig,

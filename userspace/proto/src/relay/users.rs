@@ -210,7 +210,7 @@ impl Users {
         by_hash.users.get(hash).filter(|_| *by_hash.realm == *realm)
     }
 
-    /// Makes what [`find_hash`](Self::find_hash) needs: beforehand, so that no request has to wait for it.
+    /// Prepares the look-up by USERHASH in a realm beforehand, so that no request has to wait for it.
     pub fn prepare(&self, realm: &str) {
         self.by_hash(realm);
     }
