@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use lab::{Lab, ip, on_a_host, xdp};
 use towpath_ebpf_common::rate::LimitWord;
-use towpath_ebpf_common::route::{Route, RouteKey, Target};
+use towpath_ebpf_common::route::{LAYOUT, Route, RouteKey, Target};
 use towpath_kernel::{
     Kernel, KernelConfig, KernelError, MappedSlots, Mode, PinError, Pins, RouteError, Rung,
 };
@@ -20,6 +20,9 @@ use towpath_proto::slots::{Identity, PeerSlot, Slot, Slots};
 
 /// Names the directory of pins for the process that is killed.
 const VICTIM: &str = "TOWPATH_TEST_PIN_DIRECTORY";
+
+/// Twelve maps, and the link of one interface.
+const PINS: usize = 13;
 
 fn route(port: u16) -> (RouteKey, Route) {
     let address = |text: &str| text.parse().expect("an address");
@@ -117,7 +120,7 @@ fn directories_and_pins_are_for_their_owner_only() {
             .expect("it is ours")
             .map(|pin| pin.expect("it is ours").path())
             .collect();
-        assert_eq!(pins.len(), 10, "nine maps and a link: {pins:?}");
+        assert_eq!(pins.len(), PINS, "{pins:?}");
         for pin in pins {
             assert_eq!(mode(&pin), 0o600, "{}", pin.display());
         }
@@ -133,7 +136,8 @@ fn pins_of_another_size_are_left_alone_and_named() {
         config.max_routes = 512;
         let kernel = Kernel::start(&config).expect("auto never fails");
         let reason = kernel.rungs()[0].reason.as_deref().expect("a reason");
-        for part in ["v1/ROUTES is", "of 256 entries", "not Hash of 512 entries"] {
+        let map = format!("v{LAYOUT}/ROUTES is");
+        for part in [&*map, "of 256 entries", "not Hash of 512 entries"] {
             assert!(reason.contains(part), "{part} is not in: {reason}");
         }
         assert_eq!(xdp("near"), program, "what is there is left alone");
@@ -202,7 +206,7 @@ fn removing_pins_takes_the_program_away_but_not_from_a_running_process() {
         assert!(xdp("near").is_some());
         drop(kernel);
         let removed = Kernel::remove_pins(&lab.pins()).expect("nobody uses them");
-        assert_eq!(removed, 10);
+        assert_eq!(removed, PINS);
         lab::wait_until("the program to leave", || xdp("near").is_none());
         assert!(!lab.pins().exists());
         assert_eq!(Kernel::remove_pins(&lab.pins()).expect("none are left"), 0);
@@ -350,12 +354,12 @@ fn a_process_killed_at_any_time_leaves_what_the_next_one_can_use() {
         // How far a process comes in a time is the machine's business: the steps reach from before
         // the first pin to after the last wherever we are.
         let pins = || {
-            let pins = fs::read_dir(lab.pins().join("v1"));
+            let pins = fs::read_dir(lab.pins().join(format!("v{LAYOUT}")));
             pins.map_or(0, |pins| pins.count())
         };
         let mut delay = Duration::from_millis(4);
         let mut cut_short = 0;
-        while pins() < 10 {
+        while pins() < PINS {
             victim(delay);
             cut_short += 1;
             delay = delay * 4 / 3;
