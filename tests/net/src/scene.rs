@@ -40,7 +40,7 @@ impl Scene {
     ///
     /// Where the server does not start.
     pub fn start(kind: Kind, programs: &[&str], tell: impl Fn(&mut ServerOptions)) -> Option<Self> {
-        let lab = Lab::with(&[&["turnserver", "sysctl"], programs].concat())?;
+        let lab = Lab::with(&[&["turnserver", "sysctl", "ethtool"], programs].concat())?;
         let host = lab.host("server", &["10.77.2.1/24", "fd77:2::1/64"]);
         let client = lab.host("client", &["10.77.2.2/24", "fd77:2::2/64"]);
         let peer = lab.host("peer", &["10.77.2.3/24", "fd77:2::3/64"]);
@@ -51,6 +51,8 @@ impl Scene {
             let setting = format!("net.ipv4.conf.{interface}.rp_filter=0");
             host.run("sysctl", &["-qw", &setting]);
         }
+        // Checksums are made before the capture.
+        host.run("ethtool", &["-K", "eth0", "tx", "off"]);
         let mut options = ServerOptions::on(&[address("10.77.2.1"), address("fd77:2::1")]);
         options.users.push(Self::MALLORY.to_owned());
         tell(&mut options);
