@@ -3,8 +3,10 @@
 
 mod config;
 mod credentials;
+mod drain;
 mod exit;
 mod limits;
+mod reload;
 mod serve;
 mod status;
 mod stun;
@@ -42,6 +44,7 @@ Examples:
   towpath turn 127.0.0.1                       relay through it: round trips, loss, latency
   towpath stun stun.example.org                the address of this machine, seen from there
   towpath status                               what the server of this machine does
+  towpath reload                               have it read its configuration again
   towpath top                                  who sends and receives how much, now
   towpath limits set alice --up 20Mbit         limit a user, from the next packet on
 
@@ -54,6 +57,10 @@ enum Command {
     Serve(serve::Arguments),
     /// Show what the server of this machine does
     Status(status::Arguments),
+    /// Have the server of this machine read its configuration again
+    Reload(reload::Arguments),
+    /// Have the server of this machine make no new allocations, and end with the last one
+    Drain(drain::Arguments),
     /// Show and set what users may send and receive, while it is in force
     Limits(limits::Arguments),
     /// Watch what users send and receive, beside their limits
@@ -89,6 +96,8 @@ fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Serve(arguments) => serve::run(arguments),
         Command::Status(arguments) => status::run(arguments),
+        Command::Reload(arguments) => reload::run(arguments),
+        Command::Drain(arguments) => drain::run(arguments),
         Command::Limits(arguments) => limits::run(arguments),
         Command::Top(arguments) => top::run(arguments),
         Command::Stun(arguments) => stun::run(arguments),

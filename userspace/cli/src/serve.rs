@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use towpath_server::config::{Config, KernelMode};
+use towpath_server::config::{ConfigSource, KernelMode};
 use towpath_server::directories::Directories;
 use towpath_server::generated::{GeneratedUser, Kept};
 use towpath_server::log::{self, LogFormat};
@@ -24,7 +24,8 @@ Examples:
   towpath serve --config /etc/towpath/towpath.toml
   TOWPATH__RELAY__LISTEN=192.0.2.1:3478 towpath serve     one key set by the environment
 
-SIGTERM and Ctrl-C stop it; a second one ends it at once.")]
+SIGTERM and Ctrl-C stop it; a second one ends it at once. SIGHUP has it read its configuration again,
+SIGUSR1 has it make no new allocations and end with the last one.")]
 pub(crate) struct Arguments {
     /// The configuration; without one, the embedded default and a user made up at the start
     #[arg(short, long, value_name = "FILE", env = "TOWPATH_CONFIG")]
@@ -104,16 +105,18 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         Format::Json => LogFormat::Json,
     };
     log::start(format, &log_level).map_err(|error| Failure::Usage(error.to_string()))?;
-    let mut config = Config::load(file.as_deref(), std::env::vars_os()).map_err(Failure::Config)?;
-    if let Some(kernel) = kernel {
-        config.kernel.mode = kernel.into();
-    }
+    let source = ConfigSource {
+        file,
+        kernel_mode: kernel.map(KernelMode::from),
+    };
+    let config = source.load().map_err(Failure::Config)?;
     let has_users = !config.auth.users.is_empty() || !config.auth.rest_secrets.is_empty();
-    let generated_user = (file.is_none() && !has_users).then(GeneratedUser::new);
+    let generated_user = (source.file.is_none() && !has_users).then(GeneratedUser::new);
     let realm = config.relay.realm.clone();
     let observe = config.observe.listen.as_ref().map(|listen| listen.value);
     let options = ServeOptions {
         config,
+        source,
         directories: places.choose()?,
         generated_user,
     };

@@ -45,7 +45,9 @@ struct Shown<'a>(&'a Status);
 impl Display for Shown<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let status = self.0;
-        let state = if status.unready.is_empty() {
+        let state = if status.draining {
+            "draining: it ends with the last allocation".to_owned()
+        } else if status.unready.is_empty() {
             "ready".to_owned()
         } else {
             format!("not ready: {}", status.unready.join("; "))

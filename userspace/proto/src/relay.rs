@@ -287,6 +287,11 @@ impl Relay {
         self.judge_all_again();
     }
 
+    fn drain(&mut self) {
+        self.draining = true;
+        self.counters.draining.set(1);
+    }
+
     /// Users' credentials end at other times by our clock than before.
     fn set_clock(&mut self, clock: WallClock) {
         self.clock = Some(clock);
@@ -396,7 +401,7 @@ impl Machine for Relay {
             RelayEvent::PortFailed { port, error } => self.port_failed(now, port, error),
             RelayEvent::Reconfigured(config) => self.reconfigure(&config),
             RelayEvent::WallClock(clock) => self.set_clock(clock),
-            RelayEvent::Drain => self.draining = true,
+            RelayEvent::Drain => self.drain(),
         }
     }
 

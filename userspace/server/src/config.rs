@@ -9,11 +9,13 @@
 //! Nothing here touches the network. What only the machine can tell (its addresses, its cores) is
 //! settled at the start of the server.
 
+mod changes;
 mod check;
 mod credential;
 mod document;
 mod error;
 mod shape;
+mod source;
 #[cfg(test)]
 mod tests;
 
@@ -27,6 +29,7 @@ use std::path::{Path, PathBuf};
 use towpath_proto::access::AccessRules;
 use towpath_proto::relay::{Credential, RelayAddress, RelayLimits, RestSecret};
 
+pub(crate) use changes::Sections;
 pub use check::{
     DEFAULT_PINS, MAX_KERNEL_PEERS, MAX_KERNEL_ROUTES, MAX_PREFIXES, MAX_SHARDS, MAX_USERS, REALM,
     default_relay_limits,
@@ -34,6 +37,7 @@ pub use check::{
 pub use credential::{SecretError, UserSecret, credential};
 pub use document::{ENVIRONMENT_PREFIX, MAX_FILE_BYTES, Origin};
 pub use error::{ConfigError, ConfigErrors, Excerpt, Problem, ReadError, Warning, WarningKind};
+pub use source::ConfigSource;
 
 use document::{Document, Span};
 

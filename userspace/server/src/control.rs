@@ -3,6 +3,7 @@
 
 mod http;
 mod notices;
+pub(crate) mod orders;
 mod routes;
 mod runtime;
 pub(crate) mod socket;
@@ -14,13 +15,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 use towpath_proto::bandwidth::Adaptation;
 
 use crate::clock;
 use crate::control::http::Guarded;
 use crate::control::notices::NoticeLog;
+use crate::control::orders::{Order, Signals};
 use crate::control::routes::State;
 use crate::control::runtime::Runtime;
 use crate::control::socket::ControlSocket;
@@ -40,6 +41,8 @@ pub enum StopSignal {
     Terminate,
     /// SIGINT.
     Interrupt,
+    /// SIGHUP, where there is no file to read again.
+    Hangup,
 }
 
 impl StopSignal {
@@ -48,6 +51,7 @@ impl StopSignal {
         match self {
             Self::Terminate => "SIGTERM",
             Self::Interrupt => "SIGINT",
+            Self::Hangup => "SIGHUP",
         }
     }
 }
@@ -72,9 +76,9 @@ pub(crate) struct Control {
 }
 
 impl Control {
-    /// Starts the thread. The first signal to stop goes to `stopped`; the second ends the process
-    /// at once.
-    pub(crate) fn start(options: Options, stopped: SyncSender<StopSignal>) -> io::Result<Self> {
+    /// Starts the thread. What the server is asked for goes to `orders`; a second signal to stop ends the
+    /// process at once.
+    pub(crate) fn start(options: Options, orders: SyncSender<Order>) -> io::Result<Self> {
         let (stop, stopping) = oneshot::channel();
         let (ready, started) = mpsc::sync_channel(1);
         let thread = thread::Builder::new()
@@ -89,7 +93,7 @@ impl Control {
                 }
                 let kind = runtime.kind().name();
                 runtime.block_on(async {
-                    match Plane::new(options, stopped, kind) {
+                    match Plane::new(options, orders, kind) {
                         Ok(plane) => {
                             // The starter waits for this.
                             let _ = ready.send(Ok(kind));
@@ -130,17 +134,12 @@ struct Plane {
     state: Arc<State>,
     observe: Option<tokio::net::TcpListener>,
     socket: Option<(Guarded, ControlSocket)>,
-    terminate: Signal,
-    interrupt: Signal,
-    stopped: SyncSender<StopSignal>,
+    signals: Signals,
+    orders: SyncSender<Order>,
 }
 
 impl Plane {
-    fn new(
-        options: Options,
-        stopped: SyncSender<StopSignal>,
-        runtime: &'static str,
-    ) -> io::Result<Self> {
+    fn new(options: Options, orders: SyncSender<Order>, runtime: &'static str) -> io::Result<Self> {
         let observe = match options.observe {
             Some(listener) => {
                 listener.set_nonblocking(true)?;
@@ -152,14 +151,18 @@ impl Plane {
             Some(socket) => Some((socket.guarded()?, socket)),
             None => None,
         };
-        let state = Arc::new(State::new(options.vitals, options.limits, runtime));
+        let state = Arc::new(State::new(
+            options.vitals,
+            options.limits,
+            orders.clone(),
+            runtime,
+        ));
         Ok(Self {
             state,
             observe,
             socket,
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-            stopped,
+            signals: Signals::new()?,
+            orders,
         })
     }
 
@@ -193,7 +196,7 @@ impl Plane {
         };
         tokio::select! {
             _ = stopping => {}
-            () = signals(self.terminate, self.interrupt, self.stopped) => {}
+            () = self.signals.pass_on(self.orders) => {}
             () = async { loop { drain(); tokio::time::sleep(DRAIN_PERIOD).await; } } => {}
         }
         drain();
@@ -213,23 +216,6 @@ async fn share(limits: &LimitKeeper) {
         limits.share(clock::now(), &mut adaptation);
         tokio::time::sleep(Adaptation::INTERVAL).await;
     }
-}
-
-/// Passes the first signal on; the second ends the process.
-async fn signals(mut terminate: Signal, mut interrupt: Signal, stopped: SyncSender<StopSignal>) {
-    let mut next = async || {
-        tokio::select! {
-            _ = terminate.recv() => StopSignal::Terminate,
-            _ = interrupt.recv() => StopSignal::Interrupt,
-        }
-    };
-    let first = next().await;
-    tracing::info!(signal = first.name(), "stopping");
-    // The receiver is gone only where the server stops already.
-    let _ = stopped.try_send(first);
-    let second = next().await;
-    tracing::warn!(signal = second.name(), "ending at once");
-    std::process::exit(1);
 }
 
 /// The rates, shared between the sampler and those who ask.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use towpath_kernel::{Kernel, KernelConfig, KernelError, Mode};
 use towpath_proto::common::reason::{Count, Reason};
-use towpath_proto::relay::RelayConfig;
+use towpath_proto::relay::{RelayConfig, StrangerLimits};
 use towpath_proto::slots::{MemorySlots, Slots};
 
 use crate::clock;
@@ -21,6 +21,8 @@ pub(crate) struct KernelPath {
     pub(crate) slots: Arc<dyn Slots>,
     pub(crate) counts: Arc<OffloadCounts>,
     pub(crate) max_routes: u64,
+    /// By it the program finds strangers' budgets.
+    stranger_key: [u64; 2],
     /// Whether there is no interface to be on.
     nowhere: bool,
 }
@@ -36,6 +38,7 @@ impl KernelPath {
         };
         // Without interfaces there is nothing to load a program for.
         let nowhere = interfaces.is_empty() && section.mode == KernelMode::Auto;
+        let stranger_key = rand::random();
         let kernel = Kernel::start(&KernelConfig {
             mode: if nowhere {
                 Mode::Off
@@ -48,7 +51,7 @@ impl KernelPath {
             relay_ports: relay.port_range.clone(),
             listeners,
             relay_addresses,
-            strangers: relay.limits.strangers.paces(rand::random()),
+            strangers: relay.limits.strangers.paces(stranger_key),
             pin_directory: section.pins.clone(),
         })?;
         let slots: Arc<dyn Slots> = match kernel.slots() {
@@ -61,6 +64,7 @@ impl KernelPath {
             slots,
             counts: Arc::default(),
             max_routes: u64::from(section.max_routes),
+            stranger_key,
             nowhere,
         };
         path.log();
@@ -94,6 +98,11 @@ impl KernelPath {
         if let Some(settings) = self.kernel.settings() {
             settings.beat(clock::now().as_nanos());
         }
+    }
+
+    /// Limits what strangers are answered from the next packet on.
+    pub(crate) fn set_strangers(&self, limits: &StrangerLimits) {
+        self.kernel.set_strangers(&limits.paces(self.stranger_key));
     }
 
     /// Follows the addresses of this machine.

@@ -133,7 +133,12 @@ impl Out<'_, '_> {
         self.gauge(
             "users",
             "Users that are configured",
-            vitals.relay.users.len() as u64,
+            vitals.in_force().relay.users.len() as u64,
+        )?;
+        self.gauge(
+            "draining",
+            "1 where no new allocations are made and the server ends with the last one",
+            vitals.is_draining().into(),
         )?;
         self.gauge(
             "relay_ports",
@@ -202,7 +207,8 @@ impl Out<'_, '_> {
         ] {
             self.gauge(name, help, value.into())?;
         }
-        let limits = &self.vitals.relay.limits;
+        let relay = self.vitals.in_force().relay;
+        let limits = &relay.limits;
         let limits = [
             ("user", limits.allocations_per_user),
             ("network", limits.allocations_per_network),

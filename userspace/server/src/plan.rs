@@ -6,7 +6,10 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 use towpath_engine::{Driver, EngineConfig};
-use towpath_proto::relay::{Credential, RelayAddress, RelayConfig, RelayConfigError, Users};
+use towpath_proto::access::AccessRules;
+use towpath_proto::relay::{
+    Credential, RelayAddress, RelayConfig, RelayConfigError, RelayLimits, Users,
+};
 use towpath_proto::stun::BehaviorAddresses;
 
 use crate::config::{Config, ConfigErrors, DriverChoice, MAX_SHARDS, Placed, Problem};
@@ -49,6 +52,9 @@ pub enum Note {
          `towpath user add`"
     )]
     NoUsers,
+    /// What was read again has other values for these keys.
+    #[error("needs a restart: {}", .0.join(", "))]
+    NeedsRestart(Vec<&'static str>),
 }
 
 /// Why a configuration cannot be served on this machine.
@@ -96,37 +102,27 @@ impl Plan {
         let relay_addresses = relay_addresses(config, host, &listeners, &mut notes)?;
         let behavior = behavior(config, &mut listeners)?;
         let shards = shards(config, host, &mut notes);
-        let named = config
-            .auth
-            .users
-            .iter()
-            .map(|(name, keys)| (name.as_str(), keys.clone()));
-        let mut users: Users = named.chain(more_users).collect();
-        for secret in &config.auth.rest_secrets {
-            users.add_rest_secret(secret.clone());
-        }
-        users.prepare(&config.relay.realm);
-        if users.is_empty() && users.rest_secrets().is_empty() {
-            notes.push(Note::NoUsers);
-        }
-        let relay = RelayConfig {
-            realm: config.relay.realm.clone(),
-            software: config.relay.software.then(|| SOFTWARE.to_owned()),
+        let bare = RelayConfig {
+            realm: String::new(),
+            software: None,
             listeners: listeners.clone(),
             relay_addresses,
             own_addresses: host.addresses.clone(),
             behavior,
-            alternate_servers: config.relay.alternate_servers.clone(),
+            alternate_servers: Vec::new(),
             port_range: config.relay.port_range.clone(),
             shards,
-            users,
-            access: config.access.clone(),
-            limits: config.limits.relay.clone(),
-            mobility: config.relay.mobility,
+            users: Users::new(),
+            access: AccessRules::default(),
+            limits: RelayLimits::default(),
+            mobility: false,
             offload: false,
             nonce_secret,
         };
-        relay.validate()?;
+        let relay = reconfigured(&bare, config, more_users)?;
+        if has_no_users(&relay) {
+            notes.push(Note::NoUsers);
+        }
         let engine = EngineConfig {
             listeners,
             shards,
@@ -151,10 +147,7 @@ impl Plan {
         relay.offload = offload;
         relay.limits.max_routes = (max_routes / u32::from(relay.shards)).max(2);
         if offload {
-            // The program keeps the total for what comes by it, and picks who is answered: twice as much
-            // lets that pass whole, and bounds what comes by other ways.
-            let strangers = &mut relay.limits.strangers;
-            strangers.in_total = strangers.in_total.saturating_mul(2);
+            leave_total_to_the_kernel(&mut relay.limits);
         }
     }
 
@@ -163,6 +156,52 @@ impl Plan {
         let ports = u64::from(self.relay.port_range.end() - self.relay.port_range.start()) + 1;
         ports * self.relay.relay_addresses.len() as u64
     }
+}
+
+/// A relay's configuration with what `config` and `more_users` say about all that may change while it runs.
+pub(crate) fn reconfigured<'a>(
+    running: &RelayConfig,
+    config: &'a Config,
+    more_users: impl IntoIterator<Item = (&'a str, Credential)>,
+) -> Result<RelayConfig, RelayConfigError> {
+    let named = config.auth.users.iter();
+    let named = named.map(|(name, keys)| (name.as_str(), keys.clone()));
+    let mut users: Users = named.chain(more_users).collect();
+    for secret in &config.auth.rest_secrets {
+        users.add_rest_secret(secret.clone());
+    }
+    users.prepare(&config.relay.realm);
+    let mut limits = RelayLimits {
+        max_routes: running.limits.max_routes,
+        ..config.limits.relay.clone()
+    };
+    if running.offload {
+        leave_total_to_the_kernel(&mut limits);
+    }
+    let relay = RelayConfig {
+        realm: config.relay.realm.clone(),
+        software: config.relay.software.then(|| SOFTWARE.to_owned()),
+        alternate_servers: config.relay.alternate_servers.clone(),
+        users,
+        access: config.access.clone(),
+        limits,
+        mobility: config.relay.mobility,
+        ..running.clone()
+    };
+    relay.validate()?;
+    Ok(relay)
+}
+
+/// Whether nobody can ask for an allocation.
+pub(crate) fn has_no_users(relay: &RelayConfig) -> bool {
+    relay.users.is_empty() && relay.users.rest_secrets().is_empty()
+}
+
+/// The program keeps the total for what comes by it, and picks who is answered: twice as much lets that
+/// pass whole, and bounds what comes by other ways.
+fn leave_total_to_the_kernel(limits: &mut RelayLimits) {
+    let strangers = &mut limits.strangers;
+    strangers.in_total = strangers.in_total.saturating_mul(2);
 }
 
 fn listeners(config: &Config, notes: &mut Vec<Note>) -> Result<Vec<SocketAddr>, PlanError> {
@@ -389,6 +428,53 @@ mod tests {
         assert_eq!((plan.relay.shards, plan.engine.shards), (4, 4));
         assert_eq!(plan.relayed_ports(), 3000);
         assert_eq!(plan.notes, [Note::NoUsers]);
+    }
+
+    #[test]
+    fn a_running_relay_takes_over_what_may_change_and_keeps_the_rest() {
+        let mut plan = plan(&section("127.0.0.1", "shards = 1"), &host(&["192.0.2.1"])).unwrap();
+        plan.offload(true, 1000);
+        let new = config(
+            "[relay]\nlisten = [\"127.0.0.2:9\"]\nport_range = \"2000-2999\"\nshards = 3\n\
+             realm = \"b.test\"\nsoftware = true\nmobility = true\n\
+             alternate_servers = [\"192.0.2.9:3478\"]\n[auth]\nusers = { bob = \"plain:x\" }\n\
+             rest_secrets = [\"a secret of some length\"]\n[access]\ndeny = [\"9.9.9.0/24\"]\n\
+             [limits]\npermissions_per_allocation = 3\nstrangers = { total = 70 }",
+        );
+        let relay = reconfigured(&plan.relay, &new, []).unwrap();
+        let kept = |relay: &RelayConfig| {
+            (
+                relay.listeners.clone(),
+                relay.relay_addresses.clone(),
+                relay.own_addresses.clone(),
+                relay.port_range.clone(),
+                (relay.shards, relay.offload, relay.nonce_secret),
+                relay.limits.max_routes,
+            )
+        };
+        assert_eq!(kept(&relay), kept(&plan.relay));
+        assert_eq!(relay.realm, "b.test");
+        assert_eq!(relay.software.as_deref(), Some(SOFTWARE));
+        assert!(relay.mobility && relay.users.find("bob").is_some());
+        assert_eq!(relay.users.rest_secrets().len(), 1);
+        assert_eq!(relay.alternate_servers.len(), 1);
+        assert_eq!(relay.access, new.access);
+        assert_eq!(relay.limits.max_permissions, 3);
+        assert_eq!(
+            relay.limits.strangers.in_total, 140,
+            "the kernel keeps the 70"
+        );
+    }
+
+    #[test]
+    fn a_relay_is_not_sent_to_itself_by_what_is_read_again() {
+        let plan = plan(&section("127.0.0.1", "shards = 1"), &host(&["192.0.2.1"])).unwrap();
+        let own = plan.relay.listeners[0];
+        let new = config(&format!(
+            "[relay]\nlisten = [\"192.0.2.1:9\"]\nalternate_servers = [\"{own}\"]"
+        ));
+        let error = reconfigured(&plan.relay, &new, []).unwrap_err();
+        assert_eq!(error, RelayConfigError::AlternateServer { server: own });
     }
 
     #[test]

@@ -6,9 +6,9 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use towpath_engine::{Engine, StartError as EngineStartError};
@@ -18,18 +18,21 @@ use towpath_proto::relay::{Relay, RelayEvent, RelayShared};
 use towpath_proto::{Machine as _, WallClock};
 
 use crate::clock::{self, ClockFollower};
-use crate::config::{Config, DriverChoice};
+use crate::config::{Config, ConfigSource, DriverChoice, Sections};
+use crate::control::orders::{self, Order};
 use crate::control::socket::{ControlSocket, ControlSocketError};
 use crate::control::{Control, Options, StopSignal};
 use crate::directories::{Directories, KeptSecret};
+use crate::drain::Drain;
 use crate::generated::{GeneratedUser, Kept};
 use crate::host::{self, Host};
 use crate::kernel_path::KernelPath;
 use crate::limits::{KeptFile, LimitKeeper};
-use crate::own_addresses::OwnAddresses;
-use crate::plan::{Plan, PlanError};
+use crate::plan::{Note, Plan, PlanError};
+use crate::reload::{self, Reloader};
 use crate::shard::{self, Notices};
-use crate::vitals::{Relayed, ShardVitals, VERSION, Vitals};
+use crate::shard_config::ShardConfig;
+use crate::vitals::{InForce, Relayed, ShardVitals, VERSION, Vitals};
 
 /// Descriptors that are not relayed ports: listeners, rings, sockets of the control plane.
 const OTHER_DESCRIPTORS: u64 = 256;
@@ -41,6 +44,8 @@ const WATCH_PERIOD: Duration = Duration::from_millis(250);
 pub struct ServeOptions {
     /// The configuration.
     pub config: Config,
+    /// Where it is from, and read again.
+    pub source: ConfigSource,
     /// Where state and the control socket lie.
     pub directories: Directories,
     /// A user besides those of the configuration.
@@ -83,14 +88,25 @@ pub enum StartError {
 #[error("a shard ended; the server stops, for its clients are better served by a new one")]
 pub struct ShardEnded;
 
+/// Why a server ended in good order.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum End {
+    /// A signal asked for it.
+    Signal(StopSignal),
+    /// It drained, and the last allocation has ended.
+    Drained,
+}
+
 /// A running server.
 pub struct Server {
     engine: Engine<Relay>,
     control: Control,
     vitals: Arc<Vitals>,
-    /// What the shards were told at the start.
-    clock: WallClock,
-    stopped: Receiver<StopSignal>,
+    reloader: Reloader,
+    shard_config: ShardConfig,
+    clock: ClockFollower,
+    drain: Option<Drain>,
+    orders: Receiver<Order>,
     generated: Option<(GeneratedUser, Kept)>,
 }
 
@@ -99,12 +115,12 @@ impl Server {
     pub fn start(options: ServeOptions) -> Result<Self, StartError> {
         let ServeOptions {
             config,
+            source,
             directories,
             generated_user,
         } = options;
-        for warning in &config.warnings {
-            tracing::warn!(line = warning.excerpt.line_number, "{}", warning.kind);
-        }
+        orders::hold_signals();
+        reload::log_warnings(&config);
         let socket = control_socket(&directories)?;
         let observe = observe(&config)?;
         let host = Host::read().map_err(StartError::Host)?;
@@ -136,21 +152,31 @@ impl Server {
         ));
         let clock = clock::wall_clock();
         let (engine, vitals) = start_engine(&plan, &config, kernel, clock)?;
-        let (stop, stopped) = mpsc::sync_channel(1);
+        let (order, orders) = mpsc::sync_channel(orders::MAX_WAITING);
         let options = Options {
             vitals: Arc::clone(&vitals),
-            limits,
+            limits: Arc::clone(&limits),
             observe,
             socket,
             ring: config.relay.driver != DriverChoice::Epoll,
         };
-        let control = Control::start(options, stop).map_err(StartError::Control)?;
+        let control = Control::start(options, order).map_err(StartError::Control)?;
+        plan.notes.retain(|note| *note != Note::NoUsers);
         let server = Self {
             engine,
             control,
+            shard_config: ShardConfig::new(Arc::clone(&plan.relay), Instant::now()),
+            clock: ClockFollower::new(clock, plan.relay.shards),
+            drain: None,
+            reloader: Reloader {
+                source,
+                sections: Sections::from(config),
+                limits,
+                vitals: Arc::clone(&vitals),
+                notes: plan.notes,
+            },
             vitals,
-            clock,
-            stopped,
+            orders,
             generated,
         };
         server.log_start();
@@ -167,17 +193,35 @@ impl Server {
         self.generated.as_ref()
     }
 
-    /// Waits for a signal to stop, then stops.
-    pub fn run(self) -> Result<StopSignal, ShardEnded> {
-        let mut own = OwnAddresses::new(Arc::clone(&self.vitals.relay), Instant::now());
-        let mut clock = ClockFollower::new(self.clock, self.vitals.relay.shards);
-        let signal = loop {
-            if own.is_due(Instant::now()) {
-                self.follow_addresses(&mut own);
+    /// Does what it is asked for until it is to end, then stops.
+    pub fn run(mut self) -> Result<End, ShardEnded> {
+        let end = loop {
+            if self.shard_config.is_due(Instant::now()) {
+                self.follow_addresses();
             }
-            clock.follow(clock::wall_clock(), |shard, event| self.tell(shard, event));
-            match self.stopped.recv_timeout(WATCH_PERIOD) {
-                Ok(signal) => break Ok(signal),
+            self.tell_shards();
+            if self.has_drained() {
+                tracing::info!("drained: the last allocation has ended");
+                break Ok(End::Drained);
+            }
+            match self.orders.recv_timeout(WATCH_PERIOD) {
+                Ok(Order::Stop(signal)) => break Ok(End::Signal(signal)),
+                // A server for trying ends with the terminal it was started on.
+                Ok(Order::Reload(None)) if self.generated.is_some() => {
+                    let signal = StopSignal::Hangup;
+                    tracing::info!(signal = signal.name(), "stopping");
+                    break Ok(End::Signal(signal));
+                }
+                Ok(Order::Reload(reply)) => {
+                    let generated = self.generated.as_ref().map(|(user, _)| user);
+                    let outcome = self.reloader.reload(&mut self.shard_config, generated);
+                    self.tell_shards();
+                    if let Some(reply) = reply {
+                        // Who asked may have gone.
+                        let _ = reply.send(outcome.map_err(|error| error.to_string()));
+                    }
+                }
+                Ok(Order::Drain) => self.begin_to_drain(),
                 Err(RecvTimeoutError::Disconnected) => break Err(ShardEnded),
                 Err(RecvTimeoutError::Timeout) if self.engine.is_running() => {}
                 Err(RecvTimeoutError::Timeout) => {
@@ -187,24 +231,59 @@ impl Server {
             }
         };
         self.stop();
-        signal
+        end
     }
 
-    fn follow_addresses(&self, own: &mut OwnAddresses) {
+    fn follow_addresses(&mut self) {
         match host::addresses() {
             Ok(addresses) => {
-                self.vitals.kernel.follow(&self.vitals.relay, &addresses);
-                own.follow(addresses, |shard, event| self.tell(shard, event));
+                let relay = self.shard_config.relay();
+                self.vitals.kernel.follow(relay, &addresses);
+                self.shard_config.follow(addresses);
             }
             // It is asked again soon; what the shards know stays in force.
             Err(error) => tracing::debug!(%error, "cannot read the addresses of this machine"),
         }
     }
 
-    /// Whether the shard's mailbox took the event.
-    fn tell(&self, shard: ShardId, event: RelayEvent) -> bool {
-        let mailbox = self.engine.mailbox(shard);
-        mailbox.is_none_or(|mailbox| mailbox.try_send(event).is_ok())
+    /// Tells the shards what they do not know yet.
+    fn tell_shards(&mut self) {
+        let engine = &self.engine;
+        // Whether the shard's mailbox took the event.
+        let tell = |shard: ShardId, event: RelayEvent| {
+            let mailbox = engine.mailbox(shard);
+            mailbox.is_none_or(|mailbox| mailbox.try_send(event).is_ok())
+        };
+        self.clock.follow(clock::wall_clock(), tell);
+        self.shard_config.tell(tell);
+        if let Some(drain) = &mut self.drain {
+            drain.tell(tell);
+        }
+    }
+
+    fn begin_to_drain(&mut self) {
+        let allocations = self.vitals.allocations();
+        let relay = self.shard_config.relay();
+        if self.drain.is_some() {
+            tracing::info!(allocations, "draining already");
+            return;
+        }
+        self.drain = Some(Drain::new(relay.shards));
+        self.vitals.draining.store(true, Ordering::Relaxed);
+        tracing::info!(
+            allocations,
+            alternate_servers = relay.alternate_servers.len(),
+            "draining: new allocations are refused, and the server ends with the last one"
+        );
+    }
+
+    fn has_drained(&mut self) -> bool {
+        let Some(drain) = &mut self.drain else {
+            return false;
+        };
+        let mut shards = self.vitals.shards.iter();
+        let all_drain = shards.all(|shard| shard.relay.draining.value() != 0);
+        drain.is_over(all_drain, self.vitals.allocations())
     }
 
     fn stop(self) {
@@ -225,7 +304,7 @@ impl Server {
         tracing::info!(
             uptime_s = vitals.uptime_s(),
             allocations_made = vitals.sum(|shard| shard.relay.allocations_made.value()),
-            allocations_ended_by_stop = vitals.sum(|shard| shard.relay.allocations.value()),
+            allocations_ended_by_stop = vitals.allocations(),
             packets_to_peers,
             bytes_to_peers,
             packets_to_clients,
@@ -236,7 +315,8 @@ impl Server {
 
     fn log_start(&self) {
         let vitals = &self.vitals;
-        for note in &vitals.notes {
+        let InForce { relay, notes } = vitals.in_force();
+        for note in &notes {
             tracing::warn!("{note}");
         }
         for capability in &vitals.report.capabilities {
@@ -247,12 +327,12 @@ impl Server {
         }
         tracing::info!(
             version = VERSION,
-            listen = ?vitals.relay.listeners,
-            relay_addresses = vitals.relay.relay_addresses.len(),
+            listen = ?relay.listeners,
+            relay_addresses = relay.relay_addresses.len(),
             ports = vitals.relayed_ports,
-            realm = vitals.relay.realm,
-            users = vitals.relay.users.len(),
-            rest_secrets = vitals.relay.users.rest_secrets().len(),
+            realm = relay.realm,
+            users = relay.users.len(),
+            rest_secrets = relay.users.rest_secrets().len(),
             shards = vitals.shards.len(),
             driver = vitals.report.driver.name(),
             reason = vitals.report.reason,
@@ -345,14 +425,17 @@ fn start_engine(
     let vitals = Vitals {
         started,
         started_at: SystemTime::now(),
-        relay: Arc::clone(&plan.relay),
+        in_force: RwLock::new(InForce {
+            relay: Arc::clone(&plan.relay),
+            notes: plan.notes.iter().map(ToString::to_string).collect(),
+        }),
         shared,
         shards,
         driver: config.relay.driver,
         report: engine.report().clone(),
         relayed_ports: plan.relayed_ports(),
         kernel,
-        notes: plan.notes.iter().map(ToString::to_string).collect(),
+        draining: AtomicBool::new(false),
         stopping: AtomicBool::new(false),
         shard_ended: AtomicBool::new(false),
     };

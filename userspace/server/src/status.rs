@@ -8,11 +8,11 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 use towpath_proto::common::reason;
-use towpath_proto::relay::{DropReason, ERROR_CODES, Quota, QuotaUse, RequestKind};
+use towpath_proto::relay::{DropReason, ERROR_CODES, Quota, QuotaUse, RelayLimits, RequestKind};
 
 use crate::limits::{LimitKeeper, SlotView};
 use crate::units::Rate;
-use crate::vitals::{Relayed, VERSION, Vitals};
+use crate::vitals::{InForce, Relayed, VERSION, Vitals};
 
 /// Users in a snapshot.
 const TOP_PEERS: usize = 10;
@@ -28,6 +28,8 @@ pub struct Status {
     pub uptime_s: u64,
     /// Whether new allocations can be made, and why not.
     pub unready: Vec<String>,
+    /// Whether new allocations are refused until the last one has ended.
+    pub draining: bool,
     /// Which driver carries the packets, and why.
     pub driver: DriverStatus,
     /// Where packets are relayed, and what the kernel path did.
@@ -267,7 +269,7 @@ impl Status {
         rates: RateStatus,
         control_runtime: &str,
     ) -> Self {
-        let relay = &vitals.relay;
+        let InForce { relay, notes } = vitals.in_force();
         let totals = limits.totals(TOP_PEERS);
         let [metered_up, metered_down] = totals.sum().map(|total| MeteredStatus {
             packets: total.packets,
@@ -285,6 +287,7 @@ impl Status {
             pid: std::process::id(),
             uptime_s: vitals.uptime_s(),
             unready: vitals.unready().into_iter().map(str::to_owned).collect(),
+            draining: vitals.is_draining(),
             driver: DriverStatus {
                 configured: vitals.driver.to_string(),
                 in_use: vitals.report.driver.name().to_owned(),
@@ -305,12 +308,12 @@ impl Status {
             port_range: (*relay.port_range.start(), *relay.port_range.end()),
             realm: relay.realm.clone(),
             users: relay.users.len() as u64,
-            allocations: vitals.sum(|shard| shard.relay.allocations.value()),
+            allocations: vitals.allocations(),
             allocations_made: vitals.sum(|shard| shard.relay.allocations_made.value()),
             allocations_moved: vitals.sum(|shard| shard.relay.allocations_moved.value()),
             ports_in_use: vitals.ports_in_use(),
             ports: vitals.relayed_ports,
-            quotas: quotas(vitals),
+            quotas: quotas(vitals, &relay.limits),
             refusals: refusals(vitals),
             relayed: RelayedStatus {
                 packets_to_peers,
@@ -337,7 +340,7 @@ impl Status {
                         + shard.relay.packets_to_clients.value(),
                 })
                 .collect(),
-            notes: vitals.notes.clone(),
+            notes,
         }
     }
 }
@@ -428,13 +431,12 @@ fn errors(vitals: &Vitals) -> BTreeMap<u16, u64> {
         .collect()
 }
 
-fn quotas(vitals: &Vitals) -> QuotaStatus {
+fn quotas(vitals: &Vitals, limits: &RelayLimits) -> QuotaStatus {
     let QuotaUse {
         allocations,
         users,
         networks,
     } = vitals.shared.quotas().in_use();
-    let limits = &vitals.relay.limits;
     QuotaStatus {
         allocations,
         total: limits.allocations_in_total,

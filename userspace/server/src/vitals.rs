@@ -1,8 +1,8 @@
 //! What can be read of a running server, from any thread and without asking a shard.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use towpath_engine::{Counter, EngineCounters, Report};
@@ -17,17 +17,24 @@ use crate::shard::Notices;
 pub(crate) struct Vitals {
     pub(crate) started: Instant,
     pub(crate) started_at: SystemTime,
-    pub(crate) relay: Arc<RelayConfig>,
+    pub(crate) in_force: RwLock<InForce>,
     pub(crate) shared: Arc<RelayShared>,
     pub(crate) shards: Vec<ShardVitals>,
     pub(crate) driver: DriverChoice,
     pub(crate) report: Report,
     pub(crate) relayed_ports: u64,
     pub(crate) kernel: KernelPath,
-    /// What is not as configured.
-    pub(crate) notes: Vec<String>,
+    pub(crate) draining: AtomicBool,
     pub(crate) stopping: AtomicBool,
     pub(crate) shard_ended: AtomicBool,
+}
+
+/// What another reading of the configuration may change.
+#[derive(Clone, Debug)]
+pub(crate) struct InForce {
+    pub(crate) relay: Arc<RelayConfig>,
+    /// What is not as configured.
+    pub(crate) notes: Vec<String>,
 }
 
 /// What one shard counts.
@@ -48,6 +55,27 @@ pub(crate) struct Relayed {
 }
 
 impl Vitals {
+    pub(crate) fn in_force(&self) -> InForce {
+        let in_force = self.in_force.read();
+        in_force.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn put_in_force(&self, new: InForce) {
+        *self
+            .in_force
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = new;
+    }
+
+    /// Whether new allocations are refused until the last one has ended.
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn allocations(&self) -> u64 {
+        self.sum(|shard| shard.relay.allocations.value())
+    }
+
     pub(crate) fn uptime_s(&self) -> u64 {
         self.started.elapsed().as_secs()
     }
@@ -93,6 +121,7 @@ impl Vitals {
     pub(crate) fn unready(&self) -> Vec<&'static str> {
         let ports_left = self.ports_in_use() < self.relayed_ports;
         [
+            (self.is_draining(), "the server drains"),
             (
                 self.stopping.load(Ordering::Relaxed),
                 "the server is stopping",

@@ -54,6 +54,8 @@ pub struct RelayCounters {
     pub icmp_indications: Counter,
     /// Allocations that exist now.
     pub allocations: Counter,
+    /// 1 where no new ones are made.
+    pub draining: Counter,
     /// Allocations made since the start.
     pub allocations_made: Counter,
     /// Times that an allocation followed its client to another address.

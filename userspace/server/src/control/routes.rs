@@ -2,6 +2,7 @@
 //! those whom the socket admits.
 
 use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
 use std::time::Instant;
 
 use axum::extract;
@@ -11,9 +12,11 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use prometheus_client::registry::Registry;
 use serde::Serialize;
+use tokio::sync::oneshot;
 
 use crate::clock;
 use crate::control::SharedRates;
+use crate::control::orders::{Order, offer};
 use crate::limits::{Change, LimitKeeper, Target};
 use crate::metrics;
 use crate::status::Status;
@@ -26,13 +29,18 @@ pub(crate) const STATUS_PATH: &str = "/v1/status";
 pub(crate) const LIMITS_PATH: &str = "/v1/limits";
 /// The path that a [`Target`]'s slots are read at.
 pub(crate) const FIND_LIMITS_PATH: &str = "/v1/limits/find";
+/// The path that has the configuration read again: [`Reloaded`](crate::reload::Reloaded).
+pub(crate) const RELOAD_PATH: &str = "/v1/reload";
+/// The path that has the server drain.
+pub(crate) const DRAIN_PATH: &str = "/v1/drain";
 /// Peers in one answer.
 const MAX_PEERS: usize = 65_536;
 
-/// What the routes read.
+/// What the routes read, and whom they ask.
 pub(crate) struct State {
     pub(crate) vitals: Arc<Vitals>,
     pub(crate) limits: Arc<LimitKeeper>,
+    orders: SyncSender<Order>,
     registry: Registry,
     rates: SharedRates,
     runtime: &'static str,
@@ -42,12 +50,14 @@ impl State {
     pub(crate) fn new(
         vitals: Arc<Vitals>,
         limits: Arc<LimitKeeper>,
+        orders: SyncSender<Order>,
         runtime: &'static str,
     ) -> Self {
         let registry = metrics::registry(Arc::clone(&vitals), Arc::clone(&limits));
         Self {
             vitals,
             limits,
+            orders,
             registry,
             rates: SharedRates::default(),
             runtime,
@@ -77,12 +87,14 @@ pub(crate) fn observe(state: Arc<State>) -> Router {
         .with_state(state)
 }
 
-/// Status and limits.
+/// Status, limits, and orders to the server.
 pub(crate) fn control(state: Arc<State>) -> Router {
     Router::new()
         .route(STATUS_PATH, get(status))
         .route(LIMITS_PATH, get(limits).post(change_limits))
         .route(FIND_LIMITS_PATH, post(find_limits))
+        .route(RELOAD_PATH, post(reload))
+        .route(DRAIN_PATH, post(drain))
         .with_state(state)
 }
 
@@ -177,6 +189,27 @@ async fn change_limits(
         Err(error) => refused(error.to_string()),
     })
     .await
+}
+
+async fn reload(extract::State(state): Shared) -> Response {
+    let (reply, outcome) = oneshot::channel();
+    if !offer(&state.orders, Order::Reload(Some(reply))) {
+        return StatusCode::SERVICE_UNAVAILABLE.into_response();
+    }
+    match outcome.await {
+        Ok(Ok(reloaded)) => Json(reloaded).into_response(),
+        Ok(Err(reason)) => refused(reason),
+        // The server stops.
+        Err(_) => StatusCode::SERVICE_UNAVAILABLE.into_response(),
+    }
+}
+
+/// Answers with the number of allocations that are left.
+async fn drain(extract::State(state): Shared) -> Response {
+    if !offer(&state.orders, Order::Drain) {
+        return StatusCode::SERVICE_UNAVAILABLE.into_response();
+    }
+    Json(state.vitals.allocations()).into_response()
 }
 
 fn refused(reason: String) -> Response {

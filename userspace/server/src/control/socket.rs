@@ -10,9 +10,10 @@ use std::time::Duration;
 use serde::de::DeserializeOwned;
 
 use crate::control::http::Guarded;
-use crate::control::routes::{FIND_LIMITS_PATH, LIMITS_PATH, STATUS_PATH};
+use crate::control::routes::{DRAIN_PATH, FIND_LIMITS_PATH, LIMITS_PATH, RELOAD_PATH, STATUS_PATH};
 use crate::directories::{self, Directories};
 use crate::limits::{Change, Changed, LimitsView, SlotView, Target};
+use crate::reload::Reloaded;
 use crate::status::Status;
 
 /// How long an answer may take.
@@ -177,6 +178,16 @@ impl ControlClient {
     /// Sets or unsets a limit.
     pub fn change_limits(&self, change: &Change) -> Result<Changed, ControlError> {
         self.ask("POST", LIMITS_PATH, &self.json(change)?)
+    }
+
+    /// Has the server read its configuration again.
+    pub fn reload(&self) -> Result<Reloaded, ControlError> {
+        self.ask("POST", RELOAD_PATH, "")
+    }
+
+    /// Has the server make no new allocations and end with the last one. Gives their number.
+    pub fn drain(&self) -> Result<u64, ControlError> {
+        self.ask("POST", DRAIN_PATH, "")
     }
 
     fn json(&self, value: &impl serde::Serialize) -> Result<String, ControlError> {

@@ -1,7 +1,7 @@
 //! The limits of a running server: what the configuration says, what is kept, what is in force.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use towpath_proto::Timestamp;
@@ -21,15 +21,17 @@ use crate::units::Rate;
 #[derive(Debug)]
 pub(crate) struct LimitKeeper {
     slots: Arc<dyn Slots>,
-    realm: String,
     file: KeptFile,
     state: Mutex<State>,
     totals: Mutex<ClassTotals>,
     shares: AtomicU64,
+    /// Whether the weights of classes are others than the adaptation was told.
+    reweighed: AtomicBool,
 }
 
 #[derive(Debug)]
 struct State {
+    realm: String,
     section: LimitsSection,
     kept: KeptLimits,
     /// Why the file is neither read nor written.
@@ -55,35 +57,68 @@ impl LimitKeeper {
         };
         let keeper = Self {
             slots,
-            realm,
             file,
             state: Mutex::new(State {
+                realm,
                 section,
                 kept,
                 broken,
             }),
             totals: Mutex::default(),
             shares: AtomicU64::new(0),
+            reweighed: AtomicBool::new(false),
         };
         keeper.apply(now);
         keeper
     }
 
+    /// Puts the limits of another section in force, in this realm from now on. What was set by hand stays;
+    /// whether that is kept is as it was at the start.
+    pub(crate) fn reconfigure(&self, now: Timestamp, section: LimitsSection, realm: String) {
+        {
+            let mut state = self.state();
+            let old = &state.section;
+            let section = LimitsSection {
+                persist: old.persist,
+                ..section
+            };
+            let is_same = (old.default, old.global, old.classes)
+                == (section.default, section.global, section.classes)
+                && old.users == section.users
+                && state.realm == realm;
+            state.section = section;
+            state.realm = realm;
+            // A limit that is put in force again is lifted for a moment.
+            if is_same {
+                return;
+            }
+        }
+        self.reweighed.store(true, Ordering::Relaxed);
+        self.apply(now);
+    }
+
     /// Begins to share the global limit out.
     pub(crate) fn adaptation(&self) -> Adaptation {
+        Adaptation::new(self.sharing())
+    }
+
+    fn sharing(&self) -> Sharing {
         let ClassWeights {
             control,
             interactive,
             bulk,
         } = self.state().section.classes;
-        Adaptation::new(Sharing {
+        Sharing {
             weights: [control, interactive, bulk],
             ..Sharing::default()
-        })
+        }
     }
 
     /// Gives peers their shares, and remembers how many have one.
     pub(crate) fn share(&self, now: Timestamp, adaptation: &mut Adaptation) {
+        if self.reweighed.swap(false, Ordering::Relaxed) {
+            adaptation.set_sharing(self.sharing());
+        }
         let flows = match adaptation.step(now, &*self.slots) {
             bandwidth::State::Open => 0,
             bandwidth::State::Shared { flows } => flows as u64,
@@ -110,7 +145,7 @@ impl LimitKeeper {
     pub(crate) fn view(&self, now: Timestamp, most: usize) -> LimitsView {
         let state = self.state();
         LimitsView {
-            realm: Some(self.realm.clone()),
+            realm: Some(state.realm.clone()),
             weights: Some(state.section.classes),
             ..self.table(&state).view(now, true, most)
         }
@@ -124,17 +159,18 @@ impl LimitKeeper {
 
     /// The slots that this names.
     pub(crate) fn find(&self, target: &Target) -> Vec<SlotView> {
-        self.table(&self.state()).find(&self.resolved(target))
+        let state = self.state();
+        self.table(&state).find(&state.resolved(target))
     }
 
     /// Does what is asked, at once; then keeps it.
     pub(crate) fn change(&self, now: Timestamp, change: &Change) -> Result<Changed, SetError> {
         let mut state = self.state();
-        let target = self.resolved(&change.target);
+        let target = state.resolved(&change.target);
         match change.set {
             Some(set) => self.table(&state).set(now, &target, set, true)?,
             None => {
-                state.kept.put(&target, &self.realm, None);
+                state.put_kept(&target, None);
                 self.put_in_force(now, &state, &target)?;
             }
         }
@@ -161,7 +197,7 @@ impl LimitKeeper {
         if let Some(broken) = &state.broken {
             return (false, Some(broken.clone()));
         }
-        state.kept.put(target, &self.realm, set);
+        state.put_kept(target, set);
         match self.file.write(&state.kept) {
             Ok(()) => (true, None),
             Err(error) => (false, Some(error)),
@@ -176,7 +212,7 @@ impl LimitKeeper {
         let table = self.table(&state);
         let fixed = [Target::Default, Target::Global].into_iter();
         let mut targets: BTreeSet<Target> = fixed.chain(Class::ALL.map(Target::Class)).collect();
-        targets.extend(state.section.users.keys().map(|name| self.user(name)));
+        targets.extend(state.section.users.keys().map(|name| state.user(name)));
         targets.extend(state.kept.entries().into_iter().map(|(target, _)| target));
         // Those whom an earlier configuration limited.
         targets.extend(self.limited_users());
@@ -209,7 +245,7 @@ impl LimitKeeper {
                     ..LimitChange::default()
                 },
             };
-            kept.put(&target, &self.realm, Some(change));
+            kept.put(&target, &state.realm, Some(change));
         }
         if kept != state.kept {
             if let Err(error) = self.file.write(&kept) {
@@ -240,7 +276,7 @@ impl LimitKeeper {
         let table = self.table(state);
         let nothing = LimitChange::default();
         let configured = match target {
-            Target::User { realm, name } if realm.as_deref() == Some(&*self.realm) => {
+            Target::User { realm, name } if realm.as_deref() == Some(&*state.realm) => {
                 state.section.users.get(name).copied()
             }
             Target::Global => match state.section.global {
@@ -255,7 +291,7 @@ impl LimitKeeper {
         table.unset(target, state.section.default)?;
         for (change, by_hand) in [
             (configured, false),
-            (state.kept.get(target, &self.realm), true),
+            (state.kept.get(target, &state.realm), true),
         ] {
             let Some(change) = change.filter(|change| *change != nothing) else {
                 continue;
@@ -270,6 +306,16 @@ impl LimitKeeper {
         Ok(())
     }
 
+    fn table(&self, state: &State) -> LimitTable<'_> {
+        LimitTable::new(&*self.slots, state.section.default.burst)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
     fn user(&self, name: &str) -> Target {
         Target::User {
             realm: Some(self.realm.clone()),
@@ -285,12 +331,8 @@ impl LimitKeeper {
         }
     }
 
-    fn table(&self, state: &State) -> LimitTable<'_> {
-        LimitTable::new(&*self.slots, state.section.default.burst)
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn put_kept(&mut self, target: &Target, set: Option<LimitChange>) {
+        self.kept.put(target, &self.realm, set);
     }
 }
 

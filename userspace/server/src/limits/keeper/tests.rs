@@ -24,12 +24,17 @@ impl Lab {
 
     /// A server with this section, on maps that outlived the one before.
     fn start(&self, section: &str) -> LimitKeeper {
+        let slots: Arc<dyn Slots> = Arc::clone(&self.slots) as _;
+        let file = KeptFile::new(&self.state);
+        let limits = Self::limits(section);
+        LimitKeeper::start(NOW, slots, limits, REALM.to_owned(), file)
+    }
+
+    fn limits(section: &str) -> LimitsSection {
         let text = format!("[limits]\n{section}");
         let origin = crate::config::Origin::Embedded;
         let config = crate::config::Config::from_text(origin, text, []).unwrap();
-        let slots: Arc<dyn Slots> = Arc::clone(&self.slots) as _;
-        let file = KeptFile::new(&self.state);
-        LimitKeeper::start(NOW, slots, config.limits, REALM.to_owned(), file)
+        config.limits
     }
 
     /// The machine starts anew: maps are gone, files are not.
@@ -185,4 +190,46 @@ fn a_broken_file_is_neither_obeyed_nor_overwritten() {
         std::fs::read_to_string(&path).unwrap(),
         "{ \"version\": 1, \"us"
     );
+}
+
+#[test]
+fn another_section_is_in_force_at_once_below_what_was_set_by_hand() {
+    let lab = Lab::new();
+    let keeper = lab.start(
+        "default = { up = \"9Mbit\" }\n\
+         users = { alice = { up = \"20Mbit\" }, bob = { up = \"2Mbit\" } }",
+    );
+    set(&keeper, "bob", "1Mbit");
+    set(&keeper, "class:bulk", "5Mbit");
+    let new = Lab::limits(
+        "default = { up = \"8Mbit\" }\nglobal = \"1Gbit\"\nclasses = { bulk = 3 }\n\
+         users = { bob = { up = \"3Mbit\" }, carol = { up = \"4Mbit\" } }",
+    );
+    keeper.reconfigure(NOW, new, REALM.to_owned());
+    assert_eq!(
+        up(&keeper, "alice"),
+        rate("8Mbit"),
+        "the default is hers now"
+    );
+    assert_eq!(up(&keeper, "bob"), rate("1Mbit"));
+    assert_eq!(up(&keeper, "carol"), rate("4Mbit"));
+    assert_eq!(up(&keeper, "class:bulk"), rate("5Mbit"));
+    let view = keeper.view(NOW, 10);
+    assert_eq!(
+        (view.global, view.weights.unwrap().bulk),
+        (rate("1Gbit"), 3)
+    );
+    let unset = change_of(&keeper, "bob", None);
+    assert_eq!(unset.slot.unwrap().up.limit, rate("3Mbit"));
+}
+
+#[test]
+fn limits_follow_their_users_into_another_realm() {
+    let lab = Lab::new();
+    let section = "users = { alice = { up = \"20Mbit\" } }";
+    let keeper = lab.start(section);
+    keeper.reconfigure(NOW, Lab::limits(section), "b.test".to_owned());
+    assert_eq!(up(&keeper, "a.test/alice"), Rate::Unlimited);
+    assert_eq!(up(&keeper, "b.test/alice"), rate("20Mbit"));
+    assert_eq!(keeper.view(NOW, 1).realm.as_deref(), Some("b.test"));
 }

@@ -1,5 +1,6 @@
-//! Follows the addresses of this machine while it serves: peers must not be there, and a machine
-//! gets new ones at any time (temporary IPv6 addresses, leases, containers).
+//! What the shards are configured with while they run: what was read last, with the addresses of this
+//! machine. Peers must not be at those, and a machine gets new ones at any time (temporary IPv6
+//! addresses, leases, containers).
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -11,16 +12,16 @@ use towpath_proto::relay::{RelayConfig, RelayEvent};
 /// How often the system is asked; so long a new address may be reached like any other machine's.
 const PERIOD: Duration = Duration::from_secs(1);
 
-/// What the shards know of this machine's addresses.
+/// The configuration of all shards.
 #[derive(Debug)]
-pub(crate) struct OwnAddresses {
+pub(crate) struct ShardConfig {
     relay: Arc<RelayConfig>,
     /// Shards whose mailbox was full.
     untold: Vec<ShardId>,
     due: Instant,
 }
 
-impl OwnAddresses {
+impl ShardConfig {
     /// The shards were started with `relay`.
     pub(crate) fn new(relay: Arc<RelayConfig>, now: Instant) -> Self {
         Self {
@@ -30,7 +31,12 @@ impl OwnAddresses {
         }
     }
 
-    /// Whether the system should be asked again; says so once per period.
+    /// What the shards are told.
+    pub(crate) fn relay(&self) -> &Arc<RelayConfig> {
+        &self.relay
+    }
+
+    /// Whether the system should be asked for addresses again; says so once per period.
     pub(crate) fn is_due(&mut self, now: Instant) -> bool {
         let due = now >= self.due;
         if due {
@@ -39,24 +45,29 @@ impl OwnAddresses {
         due
     }
 
-    /// Has every shard told of `addresses` where they are others than before. `tell` says whether a
-    /// shard's mailbox took the event; where it did not, it is tried again the next time.
-    pub(crate) fn follow(
-        &mut self,
-        mut addresses: Vec<IpAddr>,
-        mut tell: impl FnMut(ShardId, RelayEvent) -> bool,
-    ) {
+    /// Has every shard told of another configuration.
+    pub(crate) fn replace(&mut self, relay: Arc<RelayConfig>) {
+        self.relay = relay;
+        self.untold = (0..self.relay.shards).map(ShardId).collect();
+    }
+
+    /// Has every shard told of `addresses` where they are others than before.
+    pub(crate) fn follow(&mut self, mut addresses: Vec<IpAddr>) {
         addresses.sort_unstable();
         let mut known = self.relay.own_addresses.clone();
         known.sort_unstable();
         if addresses != known {
             tracing::info!(?addresses, "the addresses of this machine changed");
-            self.relay = Arc::new(RelayConfig {
+            self.replace(Arc::new(RelayConfig {
                 own_addresses: addresses,
                 ..RelayConfig::clone(&self.relay)
-            });
-            self.untold = (0..self.relay.shards).map(ShardId).collect();
+            }));
         }
+    }
+
+    /// Tells the shards that do not know yet. `tell` says whether a shard's mailbox took the event; where
+    /// it did not, it is tried again the next time.
+    pub(crate) fn tell(&mut self, mut tell: impl FnMut(ShardId, RelayEvent) -> bool) {
         let relay = &self.relay;
         self.untold
             .retain(|shard| !tell(*shard, RelayEvent::Reconfigured(Arc::clone(relay))));
@@ -74,7 +85,7 @@ mod tests {
         text.parse().unwrap()
     }
 
-    fn own_addresses() -> OwnAddresses {
+    fn shard_config() -> ShardConfig {
         let relay = RelayConfig {
             realm: "example.org".to_owned(),
             software: None,
@@ -92,15 +103,16 @@ mod tests {
             offload: false,
             nonce_secret: [0; 32],
         };
-        OwnAddresses::new(Arc::new(relay), Instant::now())
+        ShardConfig::new(Arc::new(relay), Instant::now())
     }
 
     #[test]
     fn an_address_that_comes_while_serving_is_denied_to_peers() {
-        let mut own = own_addresses();
+        let mut config = shard_config();
         let mut told = Vec::new();
         let fresh = ip("2600::a1b2");
-        own.follow(vec![ip("::1"), fresh, ip("2600::5")], |shard, event| {
+        config.follow(vec![ip("::1"), fresh, ip("2600::5")]);
+        config.tell(|shard, event| {
             let RelayEvent::Reconfigured(relay) = event else {
                 panic!("{event:?}")
             };
@@ -114,23 +126,50 @@ mod tests {
 
     #[test]
     fn the_same_addresses_in_another_order_are_no_news() {
-        own_addresses().follow(vec![ip("::1"), ip("2600::5")], |_, _| {
-            panic!("nothing changed")
-        });
+        let mut config = shard_config();
+        config.follow(vec![ip("::1"), ip("2600::5")]);
+        config.tell(|_, _| panic!("nothing changed"));
     }
 
     #[test]
     fn a_shard_whose_mailbox_is_full_is_told_the_next_time() {
-        let mut own = own_addresses();
-        let addresses = vec![ip("2600::5")];
-        own.follow(addresses.clone(), |shard, _| shard == ShardId(0));
+        let mut config = shard_config();
+        config.follow(vec![ip("2600::5")]);
+        config.tell(|shard, _| shard == ShardId(0));
         let mut told = Vec::new();
         let mut tell = |shard, _| {
             told.push(shard);
             true
         };
-        own.follow(addresses.clone(), &mut tell);
-        own.follow(addresses, &mut tell);
+        config.tell(&mut tell);
+        config.tell(&mut tell);
         assert_eq!(told, [ShardId(1)]);
+    }
+
+    #[test]
+    fn what_is_read_again_and_the_machines_addresses_reach_the_shards_together() {
+        let mut config = shard_config();
+        config.follow(vec![ip("2600::7")]);
+        let read = RelayConfig {
+            realm: "another.example".to_owned(),
+            ..RelayConfig::clone(config.relay())
+        };
+        config.replace(Arc::new(read));
+        let mut told = Vec::new();
+        config.tell(|shard, event| {
+            let RelayEvent::Reconfigured(relay) = event else {
+                panic!("{event:?}")
+            };
+            told.push((shard, relay.realm.clone(), relay.own_addresses.clone()));
+            true
+        });
+        let expected = |shard| {
+            (
+                ShardId(shard),
+                "another.example".to_owned(),
+                vec![ip("2600::7")],
+            )
+        };
+        assert_eq!(told, [expected(0), expected(1)]);
     }
 }
