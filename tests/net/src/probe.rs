@@ -5,8 +5,8 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use towpath_proto::wire::attribute::{
-    ChannelNumberValue, Data, DontFragment, ErrorCode, Family, Icmp, Lifetime, Nonce,
-    RequestedAddressFamily, RequestedTransport, XorMappedAddress, XorPeerAddress,
+    AlternateServer, ChannelNumberValue, Data, DontFragment, ErrorCode, Family, Icmp, Lifetime,
+    Nonce, RequestedAddressFamily, RequestedTransport, XorMappedAddress, XorPeerAddress,
     XorRelayedAddress,
 };
 use towpath_proto::wire::{
@@ -32,6 +32,7 @@ pub struct Probe {
     login: Login,
     nonce: Vec<u8>,
     transactions: u64,
+    alternate: Option<SocketAddr>,
     backlog: Vec<Relayed>,
 }
 
@@ -100,6 +101,7 @@ impl Probe {
             login: Login::new(user, password),
             nonce: Vec::new(),
             transactions: 0,
+            alternate: None,
             backlog: Vec::new(),
         }
     }
@@ -107,6 +109,11 @@ impl Probe {
     /// Signs with other credentials from now on.
     pub fn change_credentials(&mut self, (user, password): (&str, &str)) {
         self.login = Login::new(user, password);
+    }
+
+    /// The server that the last answer names in place of its own.
+    pub fn alternate(&self) -> Option<SocketAddr> {
+        self.alternate
     }
 
     /// Where it sends from.
@@ -247,6 +254,8 @@ impl Probe {
                         if let Some(Nonce(nonce)) = nonce {
                             nonce.clone_into(&mut self.nonce);
                         }
+                        let alternate = message.get().ok().flatten();
+                        self.alternate = alternate.map(|AlternateServer(server)| server);
                         return self
                             .outcome(&message, signed)
                             .map(|granted| (granted, source));

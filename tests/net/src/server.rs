@@ -238,6 +238,7 @@ impl ServerOptions {
 /// A running server.
 #[derive(Debug)]
 pub struct Server {
+    kind: Kind,
     process: Process,
     host: Host,
 }
@@ -246,21 +247,22 @@ impl Server {
     /// Starts it on `host` and waits until it answers on every address it listens on.
     pub fn start(kind: Kind, host: &Host, options: &ServerOptions) -> Self {
         let process = Process::start("server", command(kind, host, options), host.directory());
-        Self::ready(process, host, options)
+        Self::ready(kind, process, host, options)
     }
 
     /// As [`Server::start`], where io_uring is forbidden.
     pub fn start_without_io_uring(kind: Kind, host: &Host, options: &ServerOptions) -> Self {
         let command = command(kind, host, options);
         let process = Process::start_without_io_uring("server", command, host.directory());
-        Self::ready(process, host, options)
+        Self::ready(kind, process, host, options)
     }
 
-    fn ready(mut process: Process, host: &Host, options: &ServerOptions) -> Self {
+    fn ready(kind: Kind, mut process: Process, host: &Host, options: &ServerOptions) -> Self {
         for &address in &options.listen {
             host.wait_for_answer(&mut process, address, &BINDING_REQUEST);
         }
         Self {
+            kind,
             process,
             host: host.clone(),
         }
@@ -324,6 +326,21 @@ impl Server {
     pub fn status_json(&self) -> serde_json::Value {
         let text = tool(&self.host, &["status", "--json"]);
         serde_json::from_str(&text).expect("status prints JSON")
+    }
+
+    /// Writes another configuration into its file; it takes effect when the server reads it.
+    pub fn configure(&self, options: &ServerOptions) {
+        write_configuration(self.kind, &self.host, options);
+    }
+
+    /// Has Towpath read another configuration; gives what `towpath reload` says.
+    ///
+    /// # Panics
+    ///
+    /// Where it fails.
+    pub fn reload(&self, options: &ServerOptions) -> String {
+        self.configure(options);
+        tool(&self.host, &["reload"])
     }
 
     /// The host it runs on.
@@ -390,15 +407,21 @@ pub fn install(host: &Host) -> PathBuf {
     program
 }
 
-/// What starts the server on `host`; writes its configuration.
-fn command(kind: Kind, host: &Host, options: &ServerOptions) -> Command {
-    let directory = host.directory();
+/// Writes what a server on `host` is configured with, and says where it is.
+fn write_configuration(kind: Kind, host: &Host, options: &ServerOptions) -> PathBuf {
     let (file, text) = match kind {
         Kind::Coturn => ("turnserver.conf", options.coturn()),
         Kind::Towpath(driver) => ("towpath.toml", options.towpath(driver)),
     };
-    let configuration = directory.join(file);
+    let configuration = host.directory().join(file);
     fs::write(&configuration, text).expect("the laboratory's directory is writable");
+    configuration
+}
+
+/// What starts the server on `host`; writes its configuration.
+fn command(kind: Kind, host: &Host, options: &ServerOptions) -> Command {
+    let directory = host.directory();
+    let configuration = write_configuration(kind, host, options);
     let mut command = host.command(if options.unprivileged {
         "setpriv"
     } else {
