@@ -5,6 +5,7 @@ mod config;
 mod credentials;
 mod drain;
 mod exit;
+mod id;
 mod limits;
 mod reload;
 mod serve;
@@ -77,6 +78,8 @@ enum Command {
     User(user::Command),
     /// Make a time-limited username and password from a shared secret
     Credentials(credentials::Arguments),
+    /// Print this node's peer id, and make its key where there is none
+    Id(id::Arguments),
     /// Print completions for a shell
     Completions {
         /// The shell
@@ -105,6 +108,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Config(command) => config::run(command),
         Command::User(command) => user::run(command),
         Command::Credentials(arguments) => credentials::run(arguments),
+        Command::Id(arguments) => id::run(arguments),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Arguments::command(), "towpath", &mut script);

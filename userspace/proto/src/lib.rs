@@ -9,6 +9,7 @@ pub mod access;
 mod auth;
 pub mod bandwidth;
 pub mod credentials;
+pub mod identity;
 pub mod machine;
 pub mod nat;
 pub mod nonce;

@@ -309,3 +309,18 @@ fn credentials_that_cannot_be_made_say_which_value_breaks_which_rule() {
         assert!(!(text + &error).contains("hunter2"));
     }
 }
+
+#[test]
+fn an_id_is_made_once_and_a_key_that_others_can_read_is_refused() {
+    let scratch = Scratch::new();
+    let path = scratch.file("unused", "").with_file_name("node.key");
+    let arguments = ["id", "--key", path.to_str().unwrap()];
+    let (id, _) = said(&run(&arguments));
+    assert_eq!(id.trim_end().len(), 52, "{id}");
+    assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+    assert_eq!(said(&run(&arguments)).0, id);
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+    let refused = run(&arguments);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(said(&refused).1.contains("(mode 0644)"));
+}
