@@ -16,6 +16,8 @@ use std::fmt;
 use std::str::FromStr;
 
 use aws_lc_rs::signature::{self, Ed25519KeyPair, KeyPair as _};
+use hmac::{Hmac, KeyInit as _, Mac as _};
+use sha2::Sha256;
 
 pub use peer_addr::{MAX_ADDRESSES, PeerAddr, PeerAddrError};
 
@@ -147,6 +149,13 @@ impl SecretKey {
     /// The seed, to be kept in a file.
     pub const fn seed(&self) -> &[u8; KEY_BYTES] {
         &self.0
+    }
+
+    /// Other secrets follow from this one: a different one for every purpose, the same after a
+    /// restart.
+    pub(crate) fn derive(&self, purpose: &str) -> [u8; KEY_BYTES] {
+        let mac = Hmac::<Sha256>::new_from_slice(&self.0).expect("HMAC takes keys of any length");
+        mac.chain_update(purpose).finalize().into_bytes().into()
     }
 }
 

@@ -30,6 +30,14 @@ fn a_peer_is_the_public_key_of_its_seed() {
 }
 
 #[test]
+fn secrets_derived_for_different_purposes_differ_and_neither_is_shown() {
+    let secret = SecretKey::from_seed(SEED);
+    assert_ne!(secret.derive("a"), secret.derive("b"));
+    assert_eq!(secret.derive("a"), secret.derive("a"));
+    assert_eq!(format!("{secret:?}"), "SecretKey(…)");
+}
+
+#[test]
 fn a_peer_id_that_is_mistyped_is_refused_with_the_reason() {
     let parse = |text: &str| text.parse::<PeerId>().unwrap_err().to_string();
     assert_eq!(parse(""), "a peer id has 52 characters, not 0");

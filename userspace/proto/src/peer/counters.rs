@@ -1,0 +1,23 @@
+//! What a node's machine counts.
+
+use crate::relay::Counter;
+
+/// What was dropped, refused or answered without a connection. One shard writes, anybody reads.
+#[derive(Debug, Default)]
+pub struct PeerCounters {
+    /// Datagrams that are not QUIC's.
+    pub not_quic: Counter,
+    /// Datagrams of no connection of this shard, or that make no sense.
+    pub of_nobody: Counter,
+    /// Datagrams that were answered without a connection: with a stateless reset, another version, or a
+    /// refusal.
+    pub answered: Counter,
+    /// First datagrams that were ignored because there are too many connections or handshakes.
+    pub ignored_handshakes: Counter,
+    /// First datagrams whose sender was asked to show its address.
+    pub retried_handshakes: Counter,
+    /// Incoming handshakes that came to nothing.
+    pub failed_handshakes: Counter,
+    /// Answers and copies that were not sent because too many wait.
+    pub dropped_answers: Counter,
+}
