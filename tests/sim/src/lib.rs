@@ -16,6 +16,8 @@
 //! [`kernel`] is the map of routes beside it: it is compared with the reference at every step, and in
 //! half of the runs packets take it. Half of the runs have limits that change at any time. [`client`]s do anything at any time; [`scenario::run`] puts it all together.
 //!
+//! [`swarm`] is nodes that call each other: the machine of the library, with a key exchange from a seed.
+//!
 //! ```text
 //!   cargo test -p towpath-sim                                  1,000 seeds
 //!   TOWPATH_SIM_SEEDS=100000 cargo test -p towpath-sim         more of them
@@ -27,6 +29,7 @@
 #![forbid(unsafe_code)]
 
 pub mod client;
+pub mod crypto;
 pub mod dice;
 pub mod kernel;
 pub mod model;
@@ -41,6 +44,7 @@ pub mod seeds;
 pub mod shell;
 pub mod steering;
 pub mod stun;
+pub mod swarm;
 pub mod trace;
 pub mod traffic;
 pub mod world;
