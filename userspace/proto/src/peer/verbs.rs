@@ -8,7 +8,8 @@ use crate::Timestamp;
 use crate::identity::{PeerAddr, PeerId};
 use crate::machine::{ListenerId, Socket};
 use crate::quic::{
-    CloseReason, DatagramError, Direction, Read, ReadError, StreamError, StreamId, WriteError,
+    CloseReason, DatagramError, Direction, Endpoint, Read, ReadError, StreamError, StreamId,
+    WriteError,
 };
 
 /// Why a connection cannot even be begun; the caller's fault, or ours.
@@ -76,10 +77,9 @@ impl Peer {
         connection: ConnectionHandle,
         direction: Direction,
     ) -> Result<Option<StreamId>, StreamError> {
-        let index = self.opened(connection).ok_or(StreamError::NotConnected)?;
-        let stream = self.endpoint.open(index, direction);
-        self.touched(now, index);
-        Ok(stream)
+        self.on(now, connection, StreamError::NotConnected, |quic, index| {
+            quic.open(index, direction)
+        })
     }
 
     /// The next stream that the peer has opened.
@@ -89,10 +89,9 @@ impl Peer {
         connection: ConnectionHandle,
         direction: Direction,
     ) -> Result<Option<StreamId>, StreamError> {
-        let index = self.opened(connection).ok_or(StreamError::NotConnected)?;
-        let stream = self.endpoint.accept_stream(index, direction);
-        self.touched(now, index);
-        Ok(stream)
+        self.on(now, connection, StreamError::NotConnected, |quic, index| {
+            quic.accept_stream(index, direction)
+        })
     }
 
     /// Writes to a stream as much as it takes: 0 bytes until it is
@@ -104,10 +103,9 @@ impl Peer {
         stream: StreamId,
         bytes: &[u8],
     ) -> Result<usize, WriteError> {
-        let index = self.opened(connection).ok_or(WriteError::NotConnected)?;
-        let written = self.endpoint.write(index, stream, bytes);
-        self.touched(now, index);
-        written
+        self.on(now, connection, WriteError::NotConnected, |quic, index| {
+            quic.write(index, stream, bytes)
+        })?
     }
 
     /// Says that nothing more is written to a stream.
@@ -117,10 +115,9 @@ impl Peer {
         connection: ConnectionHandle,
         stream: StreamId,
     ) -> Result<(), WriteError> {
-        let index = self.opened(connection).ok_or(WriteError::NotConnected)?;
-        let finished = self.endpoint.finish(index, stream);
-        self.touched(now, index);
-        finished
+        self.on(now, connection, WriteError::NotConnected, |quic, index| {
+            quic.finish(index, stream)
+        })?
     }
 
     /// Gives a stream up; what has not arrived may never do.
@@ -131,10 +128,9 @@ impl Peer {
         stream: StreamId,
         code: u32,
     ) -> Result<(), StreamError> {
-        let index = self.opened(connection).ok_or(StreamError::NotConnected)?;
-        let reset = self.endpoint.reset(index, stream, code);
-        self.touched(now, index);
-        reset
+        self.on(now, connection, StreamError::NotConnected, |quic, index| {
+            quic.reset(index, stream, code)
+        })?
     }
 
     /// Reads the next bytes of a stream.
@@ -145,10 +141,9 @@ impl Peer {
         stream: StreamId,
         max_bytes: usize,
     ) -> Result<Read, ReadError> {
-        let index = self.opened(connection).ok_or(ReadError::NotConnected)?;
-        let read = self.endpoint.read(index, stream, max_bytes);
-        self.touched(now, index);
-        read
+        self.on(now, connection, ReadError::NotConnected, |quic, index| {
+            quic.read(index, stream, max_bytes)
+        })?
     }
 
     /// Asks the peer to send no more of a stream.
@@ -159,10 +154,9 @@ impl Peer {
         stream: StreamId,
         code: u32,
     ) -> Result<(), StreamError> {
-        let index = self.opened(connection).ok_or(StreamError::NotConnected)?;
-        let stopped = self.endpoint.stop(index, stream, code);
-        self.touched(now, index);
-        stopped
+        self.on(now, connection, StreamError::NotConnected, |quic, index| {
+            quic.stop(index, stream, code)
+        })?
     }
 
     /// Sends a datagram, which may be lost or overtaken.
@@ -172,10 +166,12 @@ impl Peer {
         connection: ConnectionHandle,
         bytes: &[u8],
     ) -> Result<(), DatagramError> {
-        let index = self.opened(connection).ok_or(DatagramError::NotConnected)?;
-        let sent = self.endpoint.send_datagram(index, bytes);
-        self.touched(now, index);
-        sent
+        self.on(
+            now,
+            connection,
+            DatagramError::NotConnected,
+            |quic, index| quic.send_datagram(index, bytes),
+        )?
     }
 
     /// The next datagram that has come.
@@ -204,6 +200,20 @@ impl Peer {
             self.touched(now, index);
         }
         live
+    }
+
+    /// Does something on a connection that stands, and sees to what follows from it.
+    fn on<T, E>(
+        &mut self,
+        now: Timestamp,
+        connection: ConnectionHandle,
+        not_connected: E,
+        act: impl FnOnce(&mut Endpoint, u32) -> T,
+    ) -> Result<T, E> {
+        let index = self.opened(connection).ok_or(not_connected)?;
+        let outcome = act(&mut self.endpoint, index);
+        self.touched(now, index);
+        Ok(outcome)
     }
 
     /// The index of a connection that stands.
