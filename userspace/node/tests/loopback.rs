@@ -1,0 +1,266 @@
+//! Nodes of one process that talk over loopback.
+#![allow(clippy::unwrap_used, reason = "test code outside of test functions")]
+
+use std::net::SocketAddr;
+use std::thread;
+use std::time::Duration;
+
+use futures::executor::block_on;
+use futures::{AsyncReadExt as _, AsyncWriteExt};
+use towpath::{CloseReason, Connection, Driver, Ended, Event, Node, ReadError, WriteError};
+
+fn node(driver: Driver) -> Node {
+    let any = SocketAddr::from(([127, 0, 0, 1], 0));
+    Node::builder().driver(driver).listen(any).spawn().unwrap()
+}
+
+/// A node that calls, one that is called, and both ends of the connection between them.
+fn pair(driver: Driver) -> (Node, Node, Connection, Connection) {
+    let (caller, callee) = (node(driver), node(driver));
+    let address = callee.peer_addr().unwrap();
+    let (out, into) = block_on(async {
+        let out = caller.connect(&address).await.unwrap();
+        (out, callee.accept().await.unwrap())
+    });
+    assert_eq!((out.peer(), into.peer()), (callee.id(), caller.id()));
+    assert!(into.is_incoming() && !out.is_incoming());
+    (caller, callee, out, into)
+}
+
+/// Sends back all streams and datagrams.
+async fn echo(connection: Connection) {
+    let datagrams = connection.clone();
+    connection.spawn(async move {
+        while let Ok(datagram) = datagrams.receive_datagram().await {
+            if datagrams.send_datagram(datagram).await.is_err() {
+                return;
+            }
+        }
+    });
+    while let Ok((mut send, mut receive)) = connection.accept_bi().await {
+        connection.spawn(async move {
+            while let Ok(Some(bytes)) = receive.read().await {
+                if send.write_all(&bytes).await.is_err() {
+                    return;
+                }
+            }
+            let _ = send.finish().await;
+        });
+    }
+}
+
+fn pattern(bytes: usize) -> Vec<u8> {
+    (0..bytes).map(|at| (at * 31 + at / 251) as u8).collect()
+}
+
+#[test]
+fn streams_and_datagrams_come_back_from_a_node_that_serves() {
+    for driver in [Driver::Auto, Driver::Epoll] {
+        let (caller, callee) = (node(driver), node(driver));
+        assert!(callee.serve(echo));
+        assert!(!callee.serve(echo), "one handler is enough");
+        let address = callee.peer_addr().unwrap();
+        block_on(async {
+            let connection = caller.connect(&address).await.unwrap();
+            let message = pattern(3_000_000);
+            let (mut send, mut receive) = connection.open_bi().await.unwrap();
+            let sender = {
+                let message = message.clone();
+                thread::spawn(move || {
+                    block_on(async {
+                        send.write_all(&message).await.unwrap();
+                        send.finish().await.unwrap();
+                        assert_eq!(send.ended().await.unwrap(), Ended::Received);
+                    })
+                })
+            };
+            let echo = receive.read_to_end(message.len()).await.unwrap();
+            assert!(echo == message, "{} bytes came back", echo.len());
+            sender.join().unwrap();
+            connection.send_datagram(&b"ping"[..]).await.unwrap();
+            assert_eq!(connection.receive_datagram().await.unwrap(), "ping");
+            caller.close().await;
+            callee.close().await;
+        });
+    }
+}
+
+#[test]
+fn the_traits_of_futures_read_and_write_streams() {
+    let (_caller, _callee, out, into) = pair(Driver::Auto);
+    block_on(async {
+        let mut send = out.open_uni().await.unwrap();
+        AsyncWriteExt::write_all(&mut send, b"one line\nand another")
+            .await
+            .unwrap();
+        send.close().await.unwrap();
+        let mut receive = into.accept_uni().await.unwrap();
+        let mut text = String::new();
+        receive.read_to_string(&mut text).await.unwrap();
+        assert_eq!(text, "one line\nand another");
+    });
+}
+
+#[test]
+fn a_stream_that_is_dropped_early_is_reset_and_never_looks_complete() {
+    let (_caller, _callee, out, into) = pair(Driver::Auto);
+    block_on(async {
+        let mut send = out.open_uni().await.unwrap();
+        send.write_all(b"half").await.unwrap();
+        send.flush().await.unwrap();
+        let mut receive = into.accept_uni().await.unwrap();
+        assert_eq!(receive.read().await.unwrap().unwrap(), "half");
+        drop(send);
+        assert_eq!(receive.read().await, Err(ReadError::Reset(0)));
+    });
+}
+
+#[test]
+fn a_receiver_that_wants_no_more_stops_the_sender() {
+    let (_caller, _callee, out, into) = pair(Driver::Auto);
+    block_on(async {
+        let mut send = out.open_uni().await.unwrap();
+        send.write_all(b"something").await.unwrap();
+        into.accept_uni().await.unwrap().stop(7);
+        assert_eq!(send.ended().await.unwrap(), Ended::Stopped(7));
+        let mut written = Ok(());
+        while written.is_ok() {
+            written = send.write_all(&[0; 1000]).await;
+        }
+        assert_eq!(written, Err(WriteError::Stopped(7)));
+    });
+}
+
+#[test]
+fn a_close_tells_the_peer_and_ends_all_that_waits() {
+    let (caller, callee, out, into) = pair(Driver::Auto);
+    let mut events = callee.events();
+    block_on(async {
+        let mut send = out.open_uni().await.unwrap();
+        send.write_all(b"x").await.unwrap();
+        let mut receive = into.accept_uni().await.unwrap();
+        assert_eq!(receive.read().await.unwrap().unwrap(), "x");
+        out.close(9, "enough");
+        let reason = CloseReason::Peer {
+            code: 9,
+            reason: "enough".into(),
+        };
+        assert_eq!(receive.read().await, Err(ReadError::Closed(reason.clone())));
+        assert_eq!(into.closed().await, reason);
+        assert_eq!(into.accept_bi().await.err(), Some(reason.clone()));
+        assert_eq!(out.closed().await, CloseReason::Here);
+        let expected = Event::Closed {
+            peer: caller.id(),
+            reason,
+        };
+        assert_eq!(events.next().await, Some(expected));
+    });
+}
+
+#[test]
+fn a_closed_node_ends_its_connections_and_takes_no_calls() {
+    let (caller, callee, out, into) = pair(Driver::Auto);
+    let address = callee.peer_addr().unwrap();
+    block_on(async {
+        callee.close().await;
+        assert_eq!(into.closed().await, CloseReason::Here);
+        assert!(matches!(
+            out.closed().await,
+            CloseReason::Peer { code: 0, .. }
+        ));
+        assert!(callee.accept().await.is_none());
+        let refused = callee.connect(&address).await.unwrap_err();
+        assert_eq!(refused, towpath::ConnectError::NodeClosed);
+        assert!(into.open_bi().await.is_err());
+        drop(caller);
+        assert_eq!(out.closed().await, out.close_reason().unwrap());
+    });
+}
+
+#[test]
+fn a_panicking_handler_harms_its_own_connection_only() {
+    let (caller, callee) = (node(Driver::Auto), node(Driver::Auto));
+    let victim = caller.id();
+    callee.serve(move |connection| async move {
+        if connection.peer() == victim {
+            panic!("a defect of the application");
+        }
+        echo(connection).await;
+    });
+    let address = callee.peer_addr().unwrap();
+    block_on(async {
+        caller.connect(&address).await.unwrap();
+        let other = node(Driver::Auto);
+        let connection = other.connect(&address).await.unwrap();
+        connection.send_datagram(&b"still there"[..]).await.unwrap();
+        assert_eq!(connection.receive_datagram().await.unwrap(), "still there");
+        assert_eq!(callee.counters().panics.value(), 1);
+    });
+}
+
+#[test]
+fn many_threads_share_a_connection() {
+    let (caller, callee) = (node(Driver::Auto), node(Driver::Auto));
+    callee.serve(echo);
+    let address = callee.peer_addr().unwrap();
+    let connection = block_on(caller.connect(&address)).unwrap();
+    let threads: Vec<_> = (0..8)
+        .map(|index| {
+            let connection = connection.clone();
+            thread::spawn(move || {
+                block_on(async {
+                    for round in 0..20 {
+                        let (mut send, mut receive) = connection.open_bi().await.unwrap();
+                        let message = pattern(1 + index * 1000 + round);
+                        send.write_all(&message).await.unwrap();
+                        send.finish().await.unwrap();
+                        assert_eq!(receive.read_to_end(1 << 20).await.unwrap(), message);
+                    }
+                })
+            })
+        })
+        .collect();
+    for thread in threads {
+        thread.join().unwrap();
+    }
+}
+
+#[test]
+fn a_dropped_read_loses_nothing() {
+    let (_caller, _callee, out, into) = pair(Driver::Auto);
+    block_on(async {
+        let mut send = out.open_uni().await.unwrap();
+        send.write_all(b"a").await.unwrap();
+        let mut receive = into.accept_uni().await.unwrap();
+        assert_eq!(receive.read().await.unwrap().unwrap(), "a");
+        for _ in 0..50 {
+            // Begun, and given up before anything could come.
+            assert!(futures::poll!(Box::pin(receive.read())).is_pending());
+            send.write_all(b"b").await.unwrap();
+            let mut next = [0];
+            receive.read_exact(&mut next).await.unwrap();
+            assert_eq!(next, *b"b");
+        }
+    });
+}
+
+#[test]
+fn a_call_to_nobody_times_out_and_says_whose_fault_it_is() {
+    let any = SocketAddr::from(([127, 0, 0, 1], 0));
+    let caller = Node::builder()
+        .listen(any)
+        .configure(|config| config.quic.idle_timeout = Duration::from_millis(200))
+        .spawn()
+        .unwrap();
+    let silent = std::net::UdpSocket::bind(any).unwrap();
+    let to = towpath::PeerAddr::new(
+        towpath::PeerId::from_bytes([7; 32]),
+        [silent.local_addr().unwrap()],
+    )
+    .unwrap();
+    let error = block_on(caller.connect(&to)).unwrap_err();
+    assert_eq!(error.fault(), towpath::Fault::Network, "{error}");
+    let myself = towpath::PeerAddr::new(caller.id(), [silent.local_addr().unwrap()]).unwrap();
+    let error = block_on(caller.connect(&myself)).unwrap_err();
+    assert_eq!(error.fault(), towpath::Fault::Caller, "{error}");
+}
