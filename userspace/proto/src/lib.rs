@@ -8,6 +8,7 @@
 pub mod access;
 mod auth;
 pub mod bandwidth;
+pub mod breaker;
 pub mod credentials;
 pub mod identity;
 pub mod machine;
@@ -21,7 +22,9 @@ pub mod slots;
 pub mod stun;
 pub mod time;
 pub mod timer;
+pub mod transport_type;
 pub mod turn;
+pub mod window;
 pub mod wire;
 
 /// The maps' layouts and the arithmetic of limits, which the kernel's packet path shares.
