@@ -189,7 +189,9 @@ fn a_panicking_handler_harms_its_own_connection_only() {
     });
     let address = callee.peer_addr().unwrap();
     block_on(async {
-        caller.connect(&address).await.unwrap();
+        let victims = caller.connect(&address).await.unwrap();
+        // Its handler has dropped it.
+        assert!(matches!(victims.closed().await, CloseReason::Peer { .. }));
         let other = node(Driver::Auto);
         let connection = other.connect(&address).await.unwrap();
         connection.send_datagram(&b"still there"[..]).await.unwrap();
