@@ -13,6 +13,7 @@ mod client;
 mod config;
 mod credentials;
 mod message;
+mod node;
 mod packet_path;
 mod relay;
 mod units;
@@ -66,6 +67,10 @@ pub const TARGETS: &[Target] = &[
     Target {
         name: "relay",
         run: relay::fuzz,
+    },
+    Target {
+        name: "node",
+        run: node::fuzz,
     },
     Target {
         name: "packet-path",
