@@ -10,6 +10,7 @@ mod auth;
 pub mod bandwidth;
 pub mod breaker;
 pub mod credentials;
+pub mod health;
 pub mod identity;
 pub mod machine;
 pub mod nat;
