@@ -19,6 +19,7 @@ pub mod peer;
 pub mod ports;
 pub mod quic;
 pub mod relay;
+pub mod selection;
 pub mod slots;
 pub mod stun;
 pub mod time;
