@@ -13,12 +13,14 @@ mod peer_addr;
 mod serde;
 
 use std::fmt;
+use std::num::NonZeroU16;
 use std::str::FromStr;
 
 use aws_lc_rs::signature::{self, Ed25519KeyPair, KeyPair as _};
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::Sha256;
 
+use crate::machine::ShardId;
 pub use peer_addr::{MAX_ADDRESSES, PeerAddr, PeerAddrError};
 
 /// Length of both halves of a key.
@@ -63,6 +65,15 @@ impl PeerId {
     /// The public key.
     pub const fn as_bytes(&self) -> &[u8; KEY_BYTES] {
         &self.0
+    }
+
+    /// Which of a node's shards this peer is at home in: where all that ask for a connection with it
+    /// meet. A key is as good as a random number, so all shards get as many.
+    pub fn home(&self, shards: NonZeroU16) -> ShardId {
+        let [.., a, b, c, d] = self.0;
+        let number = u64::from(u32::from_be_bytes([a, b, c, d]));
+        let scaled = (number * u64::from(shards.get())) >> 32;
+        ShardId(u16::try_from(scaled).expect("the shard is below the number of shards"))
     }
 
     /// Whether this peer signed the message. False also where the bytes are no public key.

@@ -143,3 +143,22 @@ proptest! {
         let _ = text.parse::<PeerAddr>();
     }
 }
+
+#[test]
+fn peers_are_at_home_in_all_shards_alike() {
+    for shards in [1, 2, 3, 64] {
+        let mut homes = vec![0; usize::from(shards)];
+        let shards = NonZeroU16::new(shards).unwrap();
+        for seed in 0..1_000_u32 {
+            let mut secret = [0; 32];
+            secret[..4].copy_from_slice(&seed.to_be_bytes());
+            let id = Identity::new(SecretKey::from_seed(secret)).id();
+            assert_eq!(id.home(shards), id.home(shards));
+            homes[usize::from(id.home(shards).0)] += 1;
+        }
+        let fair = 1_000 / homes.len();
+        assert!(homes.iter().all(|home| *home > fair / 4), "{homes:?}");
+    }
+    let last = PeerId::from_bytes([0xff; 32]);
+    assert_eq!(last.home(NonZeroU16::MAX), ShardId(u16::MAX - 1));
+}
