@@ -16,6 +16,7 @@ pub mod machine;
 pub mod nat;
 pub mod nonce;
 pub mod peer;
+pub mod pool;
 pub mod ports;
 pub mod quic;
 pub mod relay;

@@ -60,6 +60,17 @@ impl PeerAddr {
         })
     }
 
+    /// This peer at its own addresses and then at those of `other`, as many as there may be.
+    pub fn joined(&self, other: &Self) -> Self {
+        let mut joined = self.clone();
+        for address in other.addresses() {
+            if joined.addresses.len() < MAX_ADDRESSES && !joined.addresses.contains(address) {
+                joined.addresses.push(*address);
+            }
+        }
+        joined
+    }
+
     /// The peer.
     pub fn id(&self) -> PeerId {
         self.id
