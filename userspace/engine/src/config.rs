@@ -2,6 +2,8 @@
 
 use std::net::SocketAddr;
 
+use crate::steering::SteeringRule;
+
 /// How many shards an engine may have.
 pub const MAX_SHARDS: u16 = 256;
 
@@ -22,6 +24,8 @@ pub struct EngineConfig {
     pub driver: Driver,
     /// How many relayed ports one shard may hold.
     pub max_ports_per_shard: u32,
+    /// What tells the shard of what arrives at a listener.
+    pub steering: SteeringRule,
     /// Key of the hash that spreads clients over shards; secret, so that nobody can aim at one.
     pub steering_key: [u8; 16],
     /// How many messages wait for a shard at most.
@@ -47,6 +51,7 @@ impl Default for EngineConfig {
             shards: 0,
             driver: Driver::Auto,
             max_ports_per_shard: 65_536,
+            steering: SteeringRule::Client,
             steering_key: [0; 16],
             mailbox_messages: 4096,
             small_buffers: 1024,

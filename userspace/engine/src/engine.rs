@@ -105,7 +105,7 @@ where
         let shards = checked_shards(&config)?;
         raise_descriptor_limit();
         let mut report = probe(&config)?;
-        let steering = Steering::new(config.steering_key, shards);
+        let steering = Steering::new(config.steering_key, shards, config.steering);
         let (sockets, listeners) = listen(&config, steering, shards, &mut report)?;
         let mut bells = Vec::new();
         for shard in 0..shards {
@@ -353,6 +353,11 @@ fn checked_shards(config: &EngineConfig) -> Result<u16, StartError> {
     if config.max_ports_per_shard > MAX_PORTS_PER_SHARD {
         return Err(StartError::Config(
             "there are at most 1048576 relayed ports per shard",
+        ));
+    }
+    if !config.steering.is_short() {
+        return Err(StartError::Config(
+            "there are at most 16 marks of shards, with 64 tests each",
         ));
     }
     if !(8..=16_384).contains(&config.small_buffers) {

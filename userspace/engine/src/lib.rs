@@ -41,4 +41,4 @@ pub use engine::{Engine, Host, StartError};
 pub use mailbox::{Full, Mailbox};
 pub use ports::{Handover, OpenError, Ports};
 pub use probe::{Capability, DriverInUse, Report};
-pub use steering::Steering;
+pub use steering::{Steering, SteeringRule};

@@ -199,23 +199,33 @@ impl<M: Machine, H: Host<M>> Shard<M, H> {
     pub(crate) fn deliver(&mut self, slot: u32, received: &Received) {
         self.buffers.hold_first(received.buffer);
         if let Some((socket, local)) = self.sockets.ingress(slot, received.local) {
-            let home = self.steering.shard_of(received.remote);
-            if let Socket::Listener(listener) = socket
-                && home != self.id
-            {
-                self.hand_over(home, listener, local, received);
-            } else {
-                if let Socket::Relayed(_) = socket {
-                    self.follow_backlog(slot);
+            let home = || self.steering.shard_of(received.remote);
+            match socket {
+                Socket::Listener(listener) if self.steering.looks_inside() => {
+                    self.split(socket, local, received, Some(listener));
                 }
-                self.split(socket, local, received);
+                Socket::Listener(listener) if home() != self.id => {
+                    self.hand_all_over(home(), listener, local, received);
+                }
+                Socket::Listener(_) => self.split(socket, local, received, None),
+                Socket::Relayed(_) => {
+                    self.follow_backlog(slot);
+                    self.split(socket, local, received, None);
+                }
             }
         }
         self.buffers.release(received.buffer);
     }
 
-    /// Hands the datagrams of a buffer to the machine one by one.
-    fn split(&mut self, socket: Socket, local: IpAddr, received: &Received) {
+    /// Hands the datagrams of a buffer to the machine one by one. Those of a listener whose datagrams
+    /// have to be looked at, to tell their shards, may go to others.
+    fn split(
+        &mut self,
+        socket: Socket,
+        local: IpAddr,
+        received: &Received,
+        looked_at: Option<ListenerId>,
+    ) {
         let segment = match received.segment_bytes {
             0 => received.bytes.max(1),
             bytes => bytes,
@@ -224,6 +234,7 @@ impl<M: Machine, H: Host<M>> Shard<M, H> {
         // Behind the last byte of the buffer that is still needed.
         let mut used = area.wrapping_sub(received.buffer.class.headroom());
         let total = received.bytes.div_ceil(segment).max(1);
+        let (mut taken, mut taken_bytes) = (0_u64, 0);
         for index in 0..total {
             let begin = index * segment;
             let bytes = segment.min(received.bytes - begin);
@@ -232,6 +243,16 @@ impl<M: Machine, H: Host<M>> Shard<M, H> {
             let lent = unsafe { area.add(received.offset + begin) };
             // SAFETY: the buffer is held by this shard alone, and datagrams do not overlap.
             let payload = unsafe { std::slice::from_raw_parts_mut(lent, bytes) };
+            if let Some(listener) = looked_at {
+                let home = self.steering.shard_of_datagram(received.remote, payload);
+                if home != self.id {
+                    self.hand_over(home, listener, local, received, payload);
+                    self.neighbours[usize::from(home.0)].bell.ring();
+                    continue;
+                }
+            }
+            taken += 1;
+            taken_bytes += bytes;
             let datagram = Datagram {
                 socket,
                 local,
@@ -253,10 +274,12 @@ impl<M: Machine, H: Host<M>> Shard<M, H> {
                 used = end;
             }
         }
-        self.counters.add(Counter::Receives, 1);
-        self.counters.add(Counter::DatagramsReceived, total as u64);
-        self.counters
-            .add(Counter::BytesReceived, received.bytes as u64);
+        if taken > 0 {
+            self.counters.add(Counter::Receives, 1);
+            self.counters.add(Counter::DatagramsReceived, taken);
+            self.counters
+                .add(Counter::BytesReceived, taken_bytes as u64);
+        }
     }
 
     /// Queues a transmit whose payload is a part of the `lent` bytes at `place`. Returns where its
@@ -391,14 +414,14 @@ impl<M: Machine, H: Host<M>> Shard<M, H> {
         transmit.is_some()
     }
 
-    fn hand_over(
-        &mut self,
+    /// Gives all datagrams of a buffer to another shard.
+    fn hand_all_over(
+        &self,
         home: ShardId,
         listener: ListenerId,
         local: IpAddr,
         received: &Received,
     ) {
-        let neighbour = &self.neighbours[usize::from(home.0)];
         let segment = match received.segment_bytes {
             0 => received.bytes.max(1),
             bytes => bytes,
@@ -412,16 +435,28 @@ impl<M: Machine, H: Host<M>> Shard<M, H> {
         // SAFETY: the buffer is held by this shard alone.
         let bytes = unsafe { std::slice::from_raw_parts(start, received.bytes) };
         for payload in bytes.chunks(segment) {
-            let handover = Handover {
-                listener,
-                local,
-                remote: received.remote,
-                traffic_class: received.traffic_class,
-                payload: payload.into(),
-            };
-            neighbour.leave(handover, &self.counters);
+            self.hand_over(home, listener, local, received, payload);
         }
-        neighbour.bell.ring();
+        self.neighbours[usize::from(home.0)].bell.ring();
+    }
+
+    /// Leaves a datagram for another shard, whose bell is still to be rung.
+    fn hand_over(
+        &self,
+        home: ShardId,
+        listener: ListenerId,
+        local: IpAddr,
+        received: &Received,
+        payload: &[u8],
+    ) {
+        let handover = Handover {
+            listener,
+            local,
+            remote: received.remote,
+            traffic_class: received.traffic_class,
+            payload: payload.into(),
+        };
+        self.neighbours[usize::from(home.0)].leave(handover, &self.counters);
     }
 
     /// Takes a datagram another shard received for this one.
@@ -452,6 +487,7 @@ impl<M: Machine, H: Host<M>> Shard<M, H> {
             Socket::Listener(handover.listener),
             handover.local,
             &received,
+            None,
         );
         self.buffers.release(buffer);
     }

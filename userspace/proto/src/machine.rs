@@ -74,6 +74,47 @@ pub struct PortId(pub u32);
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct ShardId(pub u16);
 
+/// Where a datagram says in the clear which shard it is for: a node's protocols put the number there
+/// themselves. What says nothing belongs to a shard by its source.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ShardMark {
+    /// What has to hold for the number to be there.
+    pub tests: &'static [ByteTest],
+    /// Where the number is: two bytes, the upper one first.
+    pub offset: u8,
+}
+
+/// Something that holds for a byte of a datagram's payload.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ByteTest {
+    /// Which byte.
+    pub offset: u8,
+    /// The bits that count.
+    pub mask: u8,
+    /// What they are.
+    pub value: u8,
+}
+
+impl ShardMark {
+    /// The shard that a datagram is marked for, if it is.
+    pub fn shard(&self, payload: &[u8]) -> Option<ShardId> {
+        let holds = |test: &ByteTest| {
+            let byte = payload.get(usize::from(test.offset));
+            byte.is_some_and(|byte| byte & test.mask == test.value)
+        };
+        let at = usize::from(self.offset);
+        let number = payload.get(at..)?.first_chunk()?;
+        let marked = self.tests.iter().all(holds);
+        marked.then(|| ShardId(u16::from_be_bytes(*number)))
+    }
+
+    /// Datagrams that are shorter are not marked.
+    pub fn least_bytes(&self) -> usize {
+        let tested = self.tests.iter().map(|test| usize::from(test.offset) + 1);
+        tested.fold(usize::from(self.offset) + 2, usize::max)
+    }
+}
+
 /// Where a datagram enters or leaves: a listening address or a relayed port. Whether a relayed port
 /// has a kernel socket of its own is the shell's business.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]

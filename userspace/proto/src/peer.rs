@@ -21,6 +21,7 @@ mod verbs;
 pub use call::Call;
 pub use config::{PeerConfig, PeerConfigError, PeerLimits};
 pub use counters::PeerCounters;
+pub use path::SHARD_MARKS;
 pub use verbs::ConnectError;
 
 use std::collections::VecDeque;

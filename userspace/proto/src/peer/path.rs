@@ -10,7 +10,12 @@ use hashbrown::HashMap;
 use hashbrown::hash_map::Entry;
 
 use crate::identity::{Identity, PeerId};
-use crate::machine::Socket;
+use crate::machine::{ShardMark, Socket};
+use crate::quic;
+
+/// Where what arrives at a node says which of its shards it is for; what does not say so may go to any.
+/// This is what a shell with several shards steers by.
+pub const SHARD_MARKS: &[ShardMark] = &quic::SHARD_MARKS;
 
 /// The network of made-up addresses: unique local (RFC 4193), never seen outside.
 const MADE_UP_NETWORK: [u8; 8] = [0xfd, b't', b'o', b'w', b'p', b'a', b't', b'h'];

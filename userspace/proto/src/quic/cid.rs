@@ -19,7 +19,7 @@ use quinn_proto::{ConnectionId, ConnectionIdGenerator, InvalidCid};
 use rand_chacha::ChaCha12Rng;
 use rand_chacha::rand_core::Rng;
 
-use crate::machine::ShardId;
+use crate::machine::{ByteTest, ShardId, ShardMark};
 
 /// Length of the ids of this node.
 pub(super) const CID_BYTES: usize = 8;
@@ -27,6 +27,47 @@ pub(super) const CID_BYTES: usize = 8;
 const MARK: u8 = 0xFF;
 /// A long header: this bit of the first byte (RFC 8999 §5.1).
 const LONG_HEADER: u8 = 0x80;
+
+/// What the upper two bits of QUIC's first byte are (RFC 9443 §3): a short header, a long one.
+const SHORT: ByteTest = ByteTest {
+    offset: 0,
+    mask: 0xc0,
+    value: 0x40,
+};
+const LONG: ByteTest = ByteTest {
+    value: 0xc0,
+    ..SHORT
+};
+
+/// The shard in the id that a datagram is sent to, behind a short header and behind a long one.
+pub(crate) const SHARD_MARKS: [ShardMark; 2] = [
+    ShardMark {
+        tests: &[SHORT, mark_at(2)],
+        offset: 3,
+    },
+    ShardMark {
+        // RFC 8999 §5.1: first byte, version, and the length of the id in front of it.
+        tests: &[
+            LONG,
+            ByteTest {
+                offset: 5,
+                mask: 0xff,
+                value: CID_BYTES as u8,
+            },
+            mark_at(7),
+        ],
+        offset: 8,
+    },
+];
+
+/// A byte that says that a shard's number follows.
+pub(crate) const fn mark_at(offset: u8) -> ByteTest {
+    ByteTest {
+        offset,
+        mask: 0xff,
+        value: MARK,
+    }
+}
 
 /// The ids that were made since they were last taken. quinn-proto does not say which it issues.
 #[derive(Clone, Debug, Default)]
@@ -142,6 +183,25 @@ mod tests {
             assert!(usize::from(claimed) >= 65_280);
             assert!(usize::from(claimed) + 4 > 1472);
         }
+    }
+
+    #[test]
+    fn a_datagram_is_marked_for_the_shard_of_the_id_it_is_sent_to() {
+        let id = generator(0x102).generate_cid();
+        let marked = |datagram: &[u8]| SHARD_MARKS.iter().find_map(|mark| mark.shard(datagram));
+        let short = [&[0x41], &id[..]].concat();
+        assert_eq!(marked(&short), Some(ShardId(0x102)));
+        let long = [&[0xc3, 0, 0, 0, 1, 8], &id[..], &[0]].concat();
+        assert_eq!(marked(&long), Some(ShardId(0x102)));
+        // What a stranger has chosen, or another protocol's.
+        assert_eq!(
+            marked(&[&[0xc3, 0, 0, 0, 1, 12], &id[..], &[0; 9]].concat()),
+            None
+        );
+        assert_eq!(marked(&[&[0x01], &id[..]].concat()), None);
+        assert_eq!(marked(&[&[0x81], &id[..]].concat()), None);
+        assert_eq!(marked(&short[..4]), None);
+        assert_eq!(marked(&[0x41; 20]), None);
     }
 
     #[test]
