@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::future::Future;
 use std::net::SocketAddr;
+use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -11,10 +12,10 @@ use async_channel::Receiver;
 use futures::channel::oneshot;
 use rand::TryRng as _;
 use rand::rngs::SysRng;
-use towpath_engine::{Driver, Engine, EngineConfig, Report};
+use towpath_engine::{Driver, Engine, EngineConfig, Report, SteeringRule};
 use towpath_proto::identity::{Identity, KEY_BYTES, PeerAddr, PeerId, SecretKey};
 use towpath_proto::machine::ShardId;
-use towpath_proto::peer::{Peer, PeerConfig};
+use towpath_proto::peer::{Peer, PeerConfig, SHARD_MARKS};
 use towpath_proto::quic::SecurityPolicy;
 
 use crate::connection::Connection;
@@ -52,6 +53,7 @@ pub struct Node(Arc<Inner>);
 
 struct Inner {
     id: PeerId,
+    shards: NonZeroU16,
     gates: Box<[Arc<Gate>]>,
     shared: Arc<Shared>,
     accepted: Receiver<Connection>,
@@ -68,6 +70,7 @@ impl NodeBuilder {
             peer: PeerConfig::default(),
             engine: EngineConfig {
                 shards: 1,
+                steering: SteeringRule::Marks(SHARD_MARKS),
                 max_ports_per_shard: 0,
                 ..EngineConfig::default()
             },
@@ -145,13 +148,10 @@ impl NodeBuilder {
         let peer = Arc::new(peer);
         let (accepts, accepted) = async_channel::bounded(MAX_ACCEPTS);
         let shared = Arc::new(Shared::new(accepts));
-        let shards = match engine.shards {
-            0 => std::thread::available_parallelism().map_or(1, usize::from),
-            shards => usize::from(shards),
-        };
-        engine.shards = u16::try_from(shards).unwrap_or(u16::MAX);
+        let shards = NonZeroU16::new(engine.shards).unwrap_or_else(one_per_core);
+        engine.shards = shards.get();
         let mut parts = Vec::new();
-        for index in 0..engine.shards {
+        for index in 0..shards.get() {
             let gate = Arc::new(Gate::new());
             let machine = Peer::new(Arc::clone(&peer), &identity, ShardId(index), random()?)?;
             parts.push(Some((machine, gate)));
@@ -176,6 +176,7 @@ impl NodeBuilder {
         }
         Ok(Node(Arc::new(Inner {
             id: identity.id(),
+            shards,
             gates,
             shared,
             accepted,
@@ -288,9 +289,7 @@ impl Node {
     }
 
     fn home(&self, peer: PeerId) -> &Gate {
-        let [high, low, ..] = *peer.as_bytes();
-        let shard = usize::from(u16::from_be_bytes([high, low])) % self.0.gates.len();
-        &self.0.gates[shard]
+        &self.0.gates[usize::from(peer.home(self.0.shards).0)]
     }
 }
 
@@ -324,6 +323,13 @@ fn end(engine: Engine<Shard>) {
     } else {
         drop(engine);
     }
+}
+
+fn one_per_core() -> NonZeroU16 {
+    let cores = std::thread::available_parallelism().ok();
+    cores
+        .and_then(|cores| cores.try_into().ok())
+        .unwrap_or(NonZeroU16::MIN)
 }
 
 fn check_listeners(listen: &[SocketAddr]) -> Result<(), SpawnError> {

@@ -266,3 +266,26 @@ fn a_call_to_nobody_times_out_and_says_whose_fault_it_is() {
     let error = block_on(caller.connect(&myself)).unwrap_err();
     assert_eq!(error.fault(), towpath::Fault::Caller, "{error}");
 }
+
+#[test]
+fn connections_of_a_node_with_several_shards_are_on_all_of_them() {
+    let any = SocketAddr::from(([127, 0, 0, 1], 0));
+    for driver in [Driver::Auto, Driver::Epoll] {
+        let spawn = || Node::builder().driver(driver).shards(3).listen(any).spawn();
+        let callee = spawn().unwrap();
+        callee.serve(echo);
+        let address = callee.peer_addr().unwrap();
+        let callers: Vec<_> = (0..8).map(|_| spawn().unwrap()).collect();
+        block_on(async {
+            for caller in &callers {
+                // Called from the shard where the callee is at home, which its answers know by their ids.
+                let connection = caller.connect(&address).await.unwrap();
+                let (mut send, mut receive) = connection.open_bi().await.unwrap();
+                let message = pattern(100_000);
+                send.write_all(&message).await.unwrap();
+                send.finish().await.unwrap();
+                assert!(receive.read_to_end(1 << 20).await.unwrap() == message);
+            }
+        });
+    }
+}
