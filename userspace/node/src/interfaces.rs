@@ -1,9 +1,8 @@
-//! The addresses of this machine's interfaces.
+//! What a node's listeners are called by others.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
-use nix::ifaddrs::getifaddrs;
 use towpath_proto::identity::MAX_ADDRESSES;
 
 use crate::error::SpawnError;
@@ -33,15 +32,11 @@ pub(crate) fn concrete(listeners: &[SocketAddr]) -> Result<Vec<SocketAddr>, Spaw
 }
 
 fn own_addresses() -> Result<BTreeSet<IpAddr>, SpawnError> {
-    let interfaces = getifaddrs().map_err(|error| SpawnError::Addresses(error.into()))?;
-    let addresses = interfaces.filter_map(|interface| {
-        let address = interface.address?;
-        let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
-        v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
-    });
     let beyond_link = |ip: &IpAddr| match ip {
         IpAddr::V4(v4) => !v4.is_link_local(),
         IpAddr::V6(v6) => !v6.is_unicast_link_local(),
     };
+    let named = towpath_engine::interface_addresses().map_err(SpawnError::Addresses)?;
+    let addresses = named.into_iter().map(|(_, address)| address);
     Ok(addresses.filter(beyond_link).collect())
 }

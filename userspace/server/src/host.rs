@@ -4,9 +4,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use nix::ifaddrs::getifaddrs;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::sys::socket::SockaddrStorage;
 use socket2::{Domain, Protocol, Socket, Type};
 
 /// The machine that a server runs on.
@@ -33,31 +31,12 @@ impl Host {
 /// Every address of the machine's interfaces, without scope; each once, in their order.
 pub fn addresses() -> io::Result<Vec<IpAddr>> {
     let mut addresses = Vec::new();
-    for interface in getifaddrs()? {
-        if let Some(address) = interface.address.as_ref().and_then(ip_address)
-            && !addresses.contains(&address)
-        {
+    for (_, address) in towpath_engine::interface_addresses()? {
+        if !addresses.contains(&address) {
             addresses.push(address);
         }
     }
     Ok(addresses)
-}
-
-/// Every address with the name of its interface.
-pub fn interfaces() -> io::Result<Vec<(String, IpAddr)>> {
-    let named = getifaddrs()?.filter_map(|interface| {
-        let address = interface.address.as_ref().and_then(ip_address)?;
-        Some((interface.interface_name, address))
-    });
-    Ok(named.collect())
-}
-
-fn ip_address(address: &SockaddrStorage) -> Option<IpAddr> {
-    match (address.as_sockaddr_in(), address.as_sockaddr_in6()) {
-        (Some(v4), _) => Some(IpAddr::V4(v4.ip())),
-        (None, Some(v6)) => Some(IpAddr::V6(v6.ip())),
-        (None, None) => None,
-    }
 }
 
 /// Whether an address can be given to peers: a link-local one means nothing beyond its link.

@@ -10,7 +10,6 @@ use towpath_proto::slots::{MemorySlots, Slots};
 
 use crate::clock;
 use crate::config::{KernelMode, KernelSection};
-use crate::host;
 use crate::offload::{Offload, OffloadCounts};
 
 /// The kernel path, and the slots that it and the shards charge.
@@ -157,7 +156,7 @@ fn specific(listeners: &[SocketAddr], own_addresses: &[IpAddr]) -> Vec<SocketAdd
 
 /// The interfaces that have one of these addresses, but for the loopback: nothing is routed there.
 fn interfaces(listeners: &[SocketAddr], relay_addresses: &[IpAddr]) -> Vec<String> {
-    let named = match host::interfaces() {
+    let named = match towpath_engine::interface_addresses() {
         Ok(named) => named,
         Err(error) => {
             tracing::warn!(%error, "cannot read the interfaces of this machine");
