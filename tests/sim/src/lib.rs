@@ -35,6 +35,7 @@ pub mod kernel;
 pub mod model;
 pub mod network;
 pub mod peer;
+pub mod policies;
 pub mod probe;
 pub mod queue;
 pub mod relay_host;

@@ -153,7 +153,7 @@ impl BreakerConfig {
 
     /// After so long without use nothing is left of what a breaker knew: its results are out of the
     /// window, its permits are over, and being half open means nothing any more.
-    pub(super) fn quiet(&self) -> Duration {
+    pub fn quiet(&self) -> Duration {
         self.window.max(self.open_for_max) + self.permit_timeout
     }
 }
