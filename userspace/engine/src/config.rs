@@ -36,6 +36,10 @@ pub struct EngineConfig {
     pub big_buffers: u16,
     /// Bytes of kernel memory that may wait in a listening socket. Bounds the queueing delay.
     pub listener_receive_bytes: usize,
+    /// Whether all that leaves a listener has to leave whole. What is longer than the interface carries
+    /// is dropped and counted, what is longer than the path carries is lost there: so a machine finds out
+    /// what it carries. Else the kernel and routers fragment it.
+    pub listener_dont_fragment: bool,
     /// Bytes of kernel memory that may wait in a relayed socket; 0 is the system's default.
     pub relayed_receive_bytes: usize,
     /// Whether UDP GRO is used where it pays.
@@ -57,6 +61,7 @@ impl Default for EngineConfig {
             small_buffers: 1024,
             big_buffers: 64,
             listener_receive_bytes: 1 << 20,
+            listener_dont_fragment: false,
             relayed_receive_bytes: 0,
             gro: true,
             gso: true,

@@ -138,7 +138,7 @@ where
                 Arc::clone(&counters),
             );
             for (socket, &local) in own.into_iter().zip(&engine.listeners) {
-                table.add_listener(socket, local);
+                table.add_listener(socket, local, config.listener_dont_fragment);
             }
             let parts = Parts {
                 id,
@@ -385,8 +385,11 @@ fn listen(
                 address: configured,
                 error,
             };
-            let bytes = config.listener_receive_bytes;
-            let socket = patiently(|| open_listener(address, index > 0, bytes)).map_err(failed)?;
+            let open = || {
+                let bytes = config.listener_receive_bytes;
+                open_listener(address, index > 0, bytes, config.listener_dont_fragment)
+            };
+            let socket = patiently(open).map_err(failed)?;
             if index == 0 {
                 let local = socket.local_addr().map_err(failed)?.as_socket();
                 address = local.unwrap_or(address);

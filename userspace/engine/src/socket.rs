@@ -15,6 +15,7 @@ pub(crate) fn open_listener(
     address: SocketAddr,
     joins: bool,
     receive_bytes: usize,
+    dont_fragment: bool,
 ) -> io::Result<socket2::Socket> {
     let kind = Type::DGRAM.nonblocking().cloexec();
     let socket = socket2::Socket::new(Domain::for_address(address), kind, Some(Protocol::UDP))?;
@@ -26,8 +27,15 @@ pub(crate) fn open_listener(
     }
     let fd = socket.as_raw_fd();
     tell_traffic_class(fd, address.is_ipv6())?;
-    if address.is_ipv4() {
-        set_dont_fragment(fd, false)?;
+    match address {
+        SocketAddr::V4(_) => set_dont_fragment(fd, dont_fragment)?,
+        SocketAddr::V6(_) if dont_fragment => set_int(
+            fd,
+            libc::IPPROTO_IPV6,
+            libc::IPV6_MTU_DISCOVER,
+            libc::IPV6_PMTUDISC_PROBE,
+        )?,
+        SocketAddr::V6(_) => {}
     }
     if address.ip().is_unspecified() {
         // What arrives tells the address it was sent to, and the answer leaves from there.

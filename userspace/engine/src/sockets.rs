@@ -30,8 +30,10 @@ pub(crate) struct Slot {
     pub(crate) state: State,
     pub(crate) wildcard: bool,
     v6: bool,
-    /// What leaves has the DF bit.
+    /// What leaves has the DF bit, because the machine wants it of a datagram.
     dont_fragment: bool,
+    /// All that ever leaves has it.
+    always_whole: bool,
     /// Index into the table of local addresses.
     local: u16,
     owner: Socket,
@@ -144,7 +146,7 @@ impl Sockets {
     }
 
     /// Adds the next listener. All listeners come before the first relayed port.
-    pub(crate) fn add_listener(&mut self, socket: OwnedFd, local: SocketAddr) {
+    pub(crate) fn add_listener(&mut self, socket: OwnedFd, local: SocketAddr, always_whole: bool) {
         assert_eq!(
             self.listeners as usize,
             self.slots.len(),
@@ -152,7 +154,8 @@ impl Sockets {
         );
         let id = ListenerId(self.listeners as u16);
         self.listeners += 1;
-        self.place(socket, local, Socket::Listener(id));
+        let index = self.place(socket, local, Socket::Listener(id));
+        self.slots[index as usize].always_whole = always_whole;
     }
 
     pub(crate) fn slot(&self, index: u32) -> Option<&Slot> {
@@ -188,7 +191,7 @@ impl Sockets {
             source,
             marks: Marks {
                 traffic_class: transmit.traffic_class,
-                dont_fragment: transmit.dont_fragment && !slot.v6,
+                dont_fragment: transmit.dont_fragment && !slot.v6 && !slot.always_whole,
             },
         })
     }
@@ -300,6 +303,7 @@ impl Sockets {
                 wildcard: false,
                 v6: false,
                 dont_fragment: false,
+                always_whole: false,
                 local: 0,
                 owner,
                 governor: Governor::default(),
@@ -314,6 +318,7 @@ impl Sockets {
         slot.wildcard = local.ip().is_unspecified();
         slot.v6 = local.is_ipv6();
         slot.dont_fragment = false;
+        slot.always_whole = false;
         slot.local = u16::try_from(local_index).expect("few local addresses");
         slot.owner = owner;
         slot.governor = Governor::default();

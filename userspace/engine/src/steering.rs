@@ -369,12 +369,12 @@ mod tests {
     /// Sends from many sources to a reuseport group and checks who got what.
     fn kernel_agrees(rule: SteeringRule, local: SocketAddr, sources: impl Iterator<Item = IpAddr>) {
         let steering = Steering::new(KEY, 3, rule);
-        let first = open_listener(local, false, 1 << 20).unwrap();
+        let first = open_listener(local, false, 1 << 20, false).unwrap();
         first.set_reuse_port(true).unwrap();
         let target = first.local_addr().unwrap().as_socket().unwrap();
         let mut group = vec![first];
         for _ in 1..3 {
-            group.push(open_listener(target, true, 1 << 20).unwrap());
+            group.push(open_listener(target, true, 1 << 20, false).unwrap());
         }
         steering
             .attach(group[1].as_raw_fd(), local.is_ipv6())

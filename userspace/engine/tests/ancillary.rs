@@ -200,3 +200,69 @@ fn a_storm_of_icmp_errors_is_kept_away_until_it_is_over() {
         });
     }
 }
+
+#[test]
+fn what_leaves_a_listener_whole_is_dropped_and_counted_where_the_interface_carries_less() {
+    const INSIDE: &str = "TOWPATH_ENGINE_TEST_SHORT_LOOPBACK";
+    let name =
+        "what_leaves_a_listener_whole_is_dropped_and_counted_where_the_interface_carries_less";
+    if std::env::var_os(INSIDE).is_some() {
+        for driver in DRIVERS {
+            for listener in ["127.0.0.1:0", "[::1]:0"] {
+                long_answers_are_dropped(driver, listener);
+            }
+        }
+        return;
+    }
+    let in_namespace = |program: &str| {
+        let mut command = std::process::Command::new("unshare");
+        command.args(["--net", "--map-root-user", "sh", "-c"]);
+        let script = format!("ip link set lo mtu 1400 up && {program}");
+        command.arg(script).env(INSIDE, "1");
+        command
+    };
+    let tried = in_namespace("true").output();
+    if !tried.is_ok_and(|output| output.status.success()) {
+        skip(name, "cannot make network namespaces as this user");
+        return;
+    }
+    let test = std::env::current_exe().unwrap();
+    let again = format!(
+        "exec {} --exact {name} --nocapture --test-threads=1",
+        test.display()
+    );
+    let status = in_namespace(&again).status();
+    assert!(status.unwrap().success(), "{name} failed in its namespace");
+}
+
+fn long_answers_are_dropped(driver: towpath_engine::Driver, listener: &str) {
+    let headers = if listener.starts_with('[') { 48 } else { 28 };
+    for whole in [true, false] {
+        let mut config = config(driver, &[listener]);
+        config.listener_dont_fragment = whole;
+        let engine = start(config);
+        let client = client(engine.listeners()[0]);
+        let fits = vec![b'e'; 1400 - headers];
+        // What the client sends is fragmented, and what comes back is not.
+        let too_long = vec![b'e'; 1400 - headers + 1];
+        assert_eq!(ask(&client, &fits), fits);
+        client.send(&too_long).unwrap();
+        if whole {
+            eventually("it is counted", || {
+                client.send(b"x").unwrap();
+                counters(&engine).value(Counter::DropSendTooLong) == 1
+            });
+            assert_eq!(ask(&client, &fits), fits);
+            // Of a run, that part leaves that fits.
+            let answers = [b"q".repeat(1400 - headers + 1), b"q".repeat(100)];
+            for answer in &answers {
+                client.send(answer).unwrap();
+            }
+            assert_eq!(receive(&client), answers[1]);
+        } else {
+            assert_eq!(receive(&client), too_long);
+            assert_eq!(drops(&counters(&engine)), []);
+        }
+        assert!(engine.is_running());
+    }
+}
