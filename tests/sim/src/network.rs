@@ -14,6 +14,9 @@ use towpath_proto::Timestamp;
 use crate::dice::{Dice, PerMillion};
 use crate::trace::{Trace, What};
 
+/// The lower two bits of a traffic class; all of them say that congestion was met.
+const ECN_BITS: u8 = 0b11;
+
 /// One of the hosts, counted from 0.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct HostId(pub usize);
@@ -48,6 +51,10 @@ pub struct Link {
     pub reordering: (PerMillion, Duration),
     /// Ones that arrive with a bit flipped and a checksum that fits.
     pub corruption: PerMillion,
+    /// The longest payload that gets through.
+    pub most_bytes: usize,
+    /// Of those whose sender understands ECN, the ones that arrive marked (RFC 3168 §5).
+    pub congestion: PerMillion,
 }
 
 impl Link {
@@ -60,6 +67,8 @@ impl Link {
             duplication: PerMillion(0),
             reordering: (PerMillion(0), Duration::ZERO),
             corruption: PerMillion(0),
+            most_bytes: usize::MAX,
+            congestion: PerMillion(0),
         }
     }
 }
@@ -115,7 +124,7 @@ pub struct Counts {
     pub sent: u64,
     /// Made by the network.
     pub duplicated: u64,
-    /// Lost, partitions included.
+    /// Lost, partitions and what is too long included.
     pub lost: u64,
     /// Without a host.
     pub no_host: u64,
@@ -272,7 +281,7 @@ impl Network {
             record(trace, What::Partitioned, &packet);
             return Vec::new();
         }
-        if self.dice.happens(link.loss) {
+        if packet.payload.len() > link.most_bytes || self.dice.happens(link.loss) {
             self.counts.lost += 1;
             record(trace, What::Lost, &packet);
             return Vec::new();
@@ -290,6 +299,9 @@ impl Network {
                 let bit = self.dice.below(packet.payload.len() * 8);
                 packet.payload[bit / 8] ^= 1 << (bit % 8);
                 record(trace, What::Corrupted, &packet);
+            }
+            if packet.traffic_class & ECN_BITS != 0 && self.dice.happens(link.congestion) {
+                packet.traffic_class |= ECN_BITS;
             }
             self.counts.arrived += 1;
             let at = self.arrival_time(now, from, to, &link);

@@ -112,6 +112,10 @@ pub struct Outcome {
     pub arrived: u64,
     /// Handshakes that were begun again with a proof of the address.
     pub retried: u64,
+    /// The longest datagrams that a call's way was found to carry.
+    pub mtu_bytes: u16,
+    /// Times that a caller had to send less, because something was lost or marked.
+    pub congestion_events: u64,
 }
 
 #[derive(Debug, Default)]
@@ -570,6 +574,13 @@ impl NodeHost {
         let talk = self.talk(connection);
         if talk.echoed && talk.delivered && !talk.hung_up {
             talk.hung_up = true;
+            let stats = self.ask(context, move |peer, _| peer.stats(connection));
+            let stats = stats.expect("it stands");
+            let mut ledger = self.ledger.borrow_mut();
+            let known = ledger.outcome.mtu_bytes;
+            ledger.outcome.mtu_bytes = known.max(stats.mtu_bytes);
+            ledger.outcome.congestion_events += stats.congestion_events;
+            drop(ledger);
             let open = self.ask(context, move |peer, now| {
                 peer.close(now, connection, 7, b"done")
             });

@@ -42,6 +42,38 @@ fn two_nodes_talk_on_a_network_that_loses_and_reorders() {
 }
 
 #[test]
+fn a_connection_finds_out_how_long_datagrams_may_be() {
+    for (most_bytes, found) in [
+        (1200, 1200..=1200),
+        (1300, 1280..=1300),
+        (9000, 1452..=1452),
+    ] {
+        let mut link = Link::perfect(Duration::from_millis(20));
+        link.most_bytes = most_bytes;
+        let mut plan = Plan::pair(link);
+        plan.max_message_bytes = 400_000;
+        let outcome = run(1, &plan, crypto::seeded(1));
+        assert_eq!(outcome.completed, 1);
+        assert!(found.contains(&outcome.mtu_bytes), "{outcome:?}");
+        assert_eq!(
+            outcome.congestion_events, 0,
+            "a probe that is lost says nothing"
+        );
+    }
+}
+
+#[test]
+fn a_mark_on_the_way_makes_the_sender_slow_down_although_nothing_is_lost() {
+    let mut link = Link::perfect(Duration::from_millis(20));
+    link.congestion = PerMillion(100_000);
+    let mut plan = Plan::pair(link);
+    plan.max_message_bytes = 400_000;
+    let outcome = run(1, &plan, crypto::seeded(1));
+    assert_eq!(outcome.completed, 1);
+    assert!(outcome.congestion_events > 0, "{outcome:?}");
+}
+
+#[test]
 fn a_peer_that_is_somebody_else_is_refused() {
     let mut plan = Plan::pair(Link::perfect(Duration::from_millis(20)));
     plan.wrong_peer_one_in = 1;

@@ -11,16 +11,19 @@
 //! - QUIC knows made-up addresses only. Where a datagram goes is decided above, by the path layer.
 //! - Time is [`Timestamp`](crate::Timestamp); it becomes an `Instant` here and nowhere else.
 
+mod batch;
 mod certificate;
 mod cid;
 mod clock;
 mod config;
 mod endpoint;
 mod session;
+mod stats;
 mod stream;
 mod verifier;
 
 pub use config::{QuicConfig, QuicConfigError, SecurityLevel, SecurityPolicy};
+pub use stats::ConnectionStats;
 pub use stream::{
     CloseReason, DatagramError, Direction, Read, ReadError, StreamError, StreamId, WriteError,
 };

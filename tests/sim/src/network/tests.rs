@@ -105,6 +105,25 @@ fn links_lose_duplicate_and_corrupt_as_often_as_they_say() {
 }
 
 #[test]
+fn a_link_marks_those_that_understand_ecn_and_loses_what_is_too_long() {
+    let link = Link {
+        congestion: PerMillion(1_000_000),
+        most_bytes: 7,
+        ..Link::perfect(MS)
+    };
+    let (mut network, a, _, mut trace) = two_hosts(link);
+    for (before, after) in [(0b1011_1000, 0b1011_1000), (0b10, 0b11), (0b101, 0b111)] {
+        let mut sent = packet(a, "8.0.0.1:7", "9.0.0.1:9", b"payload");
+        sent.traffic_class = before;
+        let arrivals = network.send(Timestamp::ZERO, sent, &mut trace);
+        assert_eq!(arrivals[0].packet.traffic_class, after);
+    }
+    let sent = packet(a, "8.0.0.1:7", "9.0.0.1:9", b"payloads");
+    assert_eq!(network.send(Timestamp::ZERO, sent, &mut trace), []);
+    assert_eq!(network.counts().lost, 1);
+}
+
+#[test]
 fn jitter_keeps_the_order_and_reordering_does_not() {
     let jitter = Duration::ZERO..20 * MS;
     for (reordering, expected) in [(PerMillion(0), false), (PerMillion(300_000), true)] {

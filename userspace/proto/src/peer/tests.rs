@@ -261,6 +261,80 @@ fn a_peer_that_was_started_anew_says_so_to_who_called_it_and_to_whom_it_called()
 }
 
 #[test]
+fn a_connection_that_is_paced_sleeps_until_it_may_send() {
+    let mut lab = Lab::new(|_, _| {});
+    let connection = lab.connect();
+    lab.run(SECOND);
+    let mut now = lab.now;
+    let peer = &mut lab.peers[0].0;
+    let stream = peer.open(now, connection, Direction::Unidirectional);
+    let stream = stream.unwrap().unwrap();
+    assert_eq!(
+        peer.write(now, connection, stream, &[7; 100_000]),
+        Ok(100_000)
+    );
+    let mut buffer = vec![0; TRANSMIT_BUFFER_BYTES];
+    let (mut wakes, mut sent) = (0, 0);
+    // Nothing ever comes back.
+    let end = now + Duration::from_millis(200);
+    while let Some(at) = peer.poll_timeout().filter(|at| *at < end) {
+        now = now.max(at);
+        peer.handle_timeout(now);
+        while peer.poll_transmit(now, &mut buffer).is_some() {
+            sent += 1;
+        }
+        assert!(peer.poll_timeout().is_none_or(|at| at > now));
+        wakes += 1;
+    }
+    assert!(
+        sent >= 12 && wakes <= sent,
+        "{wakes} wakes for {sent} datagrams"
+    );
+}
+
+#[test]
+fn an_open_connection_says_how_it_fares() {
+    let mut lab = Lab::new(|_, _| {});
+    let connection = lab.connect();
+    assert_eq!(lab.peers[0].0.stats(connection), None);
+    assert_eq!(lab.peers[0].0.remote(connection), None);
+    assert_eq!(lab.peers[0].0.security(connection), None);
+    lab.run(SECOND);
+    let there = lab.peers[1].1;
+    let peer = &lab.peers[0].0;
+    let stats = peer.stats(connection).unwrap();
+    assert_eq!(peer.remote(connection), Some(there));
+    assert_eq!(peer.security(connection), Some(SecurityLevel::PostQuantum));
+    assert_eq!((stats.path, stats.mtu_bytes), (there, 1452));
+    assert!(stats.rtt < Duration::from_millis(30) && stats.min_rtt <= stats.rtt);
+    assert!(stats.congestion_window_bytes >= 12_000);
+    assert_eq!((stats.lost_packets, stats.congestion_events), (0, 0));
+    let other = lab.peers[1].0.stats(lab.peers[1].0.handle_of(0)).unwrap();
+    assert_eq!(stats.received_datagrams, other.sent_datagrams);
+    assert_eq!(stats.received_bytes, other.sent_bytes);
+    // What a call begins with was received before there was a connection.
+    assert_eq!(stats.sent_datagrams, other.received_datagrams + 1);
+    let now = lab.now;
+    assert!(lab.peers[0].0.close(now, connection, 0, b""));
+    assert_eq!(lab.peers[0].0.stats(connection), None);
+}
+
+#[test]
+fn a_length_that_no_path_or_no_shell_carries_is_refused() {
+    for bytes in [1199, 2049] {
+        let mut config = PeerConfig {
+            listeners: vec![SocketAddr::from(([192, 0, 2, 1], 9))],
+            ..PeerConfig::default()
+        };
+        config.quic.max_mtu_bytes = bytes;
+        let identity = Identity::new(SecretKey::from_seed([0; 32]));
+        let made = Peer::new(Arc::new(config), &identity, ShardId(0), [1; 32]);
+        let expected = crate::quic::QuicConfigError::Mtu(bytes);
+        assert_eq!(made.err(), Some(PeerConfigError::Quic(expected)));
+    }
+}
+
+#[test]
 fn what_is_not_quic_is_dropped_and_counted() {
     let mut lab = Lab::new(|_, _| {});
     let remote = lab.peers[1].1;

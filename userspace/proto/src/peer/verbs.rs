@@ -1,5 +1,7 @@
 //! What an application asks of a node.
 
+use std::net::SocketAddr;
+
 use bytes::Bytes;
 
 use super::path::{Hop, Path};
@@ -8,8 +10,8 @@ use crate::Timestamp;
 use crate::identity::{PeerAddr, PeerId};
 use crate::machine::{ListenerId, Socket};
 use crate::quic::{
-    CloseReason, DatagramError, Direction, Endpoint, Read, ReadError, StreamError, StreamId,
-    WriteError,
+    CloseReason, ConnectionStats, DatagramError, Direction, Endpoint, Read, ReadError,
+    SecurityLevel, StreamError, StreamId, WriteError,
 };
 
 /// Why a connection cannot even be begun; the caller's fault, or ours.
@@ -68,6 +70,24 @@ impl Peer {
             State::Connected(peer) => Some(peer),
             State::Handshaking | State::Closed => None,
         }
+    }
+
+    /// What the keys of an open connection rest upon.
+    pub fn security(&self, connection: ConnectionHandle) -> Option<SecurityLevel> {
+        self.endpoint.security(self.opened(connection)?)
+    }
+
+    /// Where the datagrams of an open connection go.
+    pub fn remote(&self, connection: ConnectionHandle) -> Option<SocketAddr> {
+        let index = self.opened(connection)?;
+        let link = self.links.get(index as usize)?.link.as_ref()?;
+        Some(link.path.hops().0.destination)
+    }
+
+    /// How an open connection fares.
+    pub fn stats(&self, connection: ConnectionHandle) -> Option<ConnectionStats> {
+        let path = self.remote(connection)?;
+        self.endpoint.stats(connection.index, path)
     }
 
     /// Opens a stream; `None` until the peer allows one more.

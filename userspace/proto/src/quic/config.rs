@@ -7,8 +7,8 @@ use std::time::Duration;
 use aws_lc_rs::{hkdf, hmac};
 use quinn_proto::crypto::rustls::QuicServerConfig;
 use quinn_proto::{
-    ClientConfig, EndpointConfig, IdleTimeout, NoneTokenStore, ServerConfig, TransportConfig,
-    ValidationTokenConfig, VarInt,
+    ClientConfig, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, NoneTokenStore, ServerConfig,
+    TransportConfig, ValidationTokenConfig, VarInt,
 };
 use rand_chacha::ChaCha12Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
@@ -26,7 +26,7 @@ use super::clock::Clock;
 use super::session::{Callee, Caller, Shared};
 use super::verifier::PeerVerifier;
 use crate::identity::Identity;
-use crate::machine::ShardId;
+use crate::machine::{ShardId, TRANSMIT_BUFFER_BYTES};
 
 /// QUIC version 1 (RFC 9000).
 pub(super) const QUIC_VERSION: u32 = 1;
@@ -35,6 +35,10 @@ const ALPN: &[u8] = b"towpath/1";
 /// RFC 9000 §14: "QUIC MUST NOT be used if the network path cannot support a maximum datagram size of
 /// at least 1200 bytes." Every path carries that, relayed ones included.
 const PATH_BYTES: u16 = 1200;
+/// What an Ethernet carries over IPv6.
+const ETHERNET_BYTES: u16 = 1452;
+/// The longest datagram that a shell sends and is sure to receive.
+const MOST_BYTES: u16 = TRANSMIT_BUFFER_BYTES as u16;
 /// A retried handshake comes back within this time.
 const RETRY_LIFETIME: Duration = Duration::from_secs(15);
 
@@ -78,6 +82,9 @@ pub struct QuicConfig {
     pub send_window_bytes: u32,
     /// Bytes of datagrams that may wait, in each direction.
     pub datagram_buffer_bytes: u32,
+    /// The longest datagrams that are tried, from 1,200 (none longer than that) to 2,048. Which lengths
+    /// a path carries is found out where datagrams leave with the DF bit.
+    pub max_mtu_bytes: u16,
 }
 
 impl Default for QuicConfig {
@@ -92,6 +99,7 @@ impl Default for QuicConfig {
             receive_window_bytes: 8 << 20,
             send_window_bytes: 8 << 20,
             datagram_buffer_bytes: 1 << 18,
+            max_mtu_bytes: ETHERNET_BYTES,
         }
     }
 }
@@ -117,6 +125,9 @@ pub enum QuicConfigError {
     /// The time is too long for QUIC.
     #[error("an idle timeout of {0:?} is too long")]
     IdleTimeout(Duration),
+    /// QUIC needs more, or a shell carries less.
+    #[error("datagrams of at most {0} bytes are not within 1200 and 2048")]
+    Mtu(u16),
     /// TLS does not work with the provider.
     #[error("the cryptography provider cannot be used: {0}")]
     Provider(rustls::Error),
@@ -187,7 +198,7 @@ impl QuicConfig {
             .token_store(Arc::new(NoneTokenStore));
 
         let issued = Issued::default();
-        let endpoint = self.endpoint(shard, reset_key, issued.clone(), rng);
+        let endpoint = self.endpoint(shard, reset_key, issued.clone(), rng)?;
         Ok(Configs {
             endpoint: Arc::new(endpoint),
             server: Arc::new(server),
@@ -202,7 +213,7 @@ impl QuicConfig {
         reset_key: hmac::Key,
         issued: Issued,
         rng: &mut ChaCha12Rng,
-    ) -> EndpointConfig {
+    ) -> Result<EndpointConfig, QuicConfigError> {
         let mut config = EndpointConfig::new(Arc::new(reset_key));
         let cids = ChaCha12Rng::from_seed(seed(rng));
         config
@@ -217,12 +228,23 @@ impl QuicConfig {
                     issued: issued.clone(),
                 })
             });
+        let most = self
+            .max_mtu_bytes
+            .max(config.get_max_udp_payload_size() as u16);
         config
+            .max_udp_payload_size(most)
+            .map_err(|_| QuicConfigError::Mtu(most))?;
+        Ok(config)
     }
 
     fn transport(&self) -> Result<TransportConfig, QuicConfigError> {
         let idle = IdleTimeout::try_from(self.idle_timeout)
             .map_err(|_| QuicConfigError::IdleTimeout(self.idle_timeout))?;
+        if !(PATH_BYTES..=MOST_BYTES).contains(&self.max_mtu_bytes) {
+            return Err(QuicConfigError::Mtu(self.max_mtu_bytes));
+        }
+        let mut discovery = MtuDiscoveryConfig::default();
+        discovery.upper_bound(self.max_mtu_bytes);
         let mut transport = TransportConfig::default();
         transport
             .max_idle_timeout(Some(idle))
@@ -236,8 +258,9 @@ impl QuicConfig {
             .datagram_send_buffer_size(self.datagram_buffer_bytes as usize)
             .initial_mtu(PATH_BYTES)
             .min_mtu(PATH_BYTES)
-            .mtu_discovery_config(None)
-            .enable_segmentation_offload(false);
+            .mtu_discovery_config((self.max_mtu_bytes > PATH_BYTES).then_some(discovery))
+            // The shell does not have to know: what is built at once is given to it one by one.
+            .enable_segmentation_offload(true);
         Ok(transport)
     }
 

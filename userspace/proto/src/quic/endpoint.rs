@@ -1,11 +1,13 @@
 //! The connections of a shard, by index, in this project's words.
 
+mod paths;
+
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use ahash::RandomState;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use hashbrown::HashMap;
 pub(crate) use quinn_proto::Incoming;
 use quinn_proto::{
@@ -15,6 +17,7 @@ use quinn_proto::{
 use rand_chacha::ChaCha12Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
+use super::batch::{Arena, Batch, MAX_DATAGRAMS};
 use super::cid::{self, Issued};
 use super::clock::Clock;
 use super::config::{Configs, QuicConfig, QuicConfigError, SecurityLevel};
@@ -47,7 +50,8 @@ pub(crate) struct Endpoint {
     by_cid: HashMap<ConnectionId, u32, RandomState>,
     connections: Vec<Option<Box<Entry>>>,
     rng: ChaCha12Rng,
-    scratch: Vec<u8>,
+    outgoing: Batch,
+    incoming: Arena,
 }
 
 struct Entry {
@@ -55,6 +59,8 @@ struct Entry {
     cids: VecDeque<ConnectionId>,
     /// The made-up address of the other end.
     remote: SocketAddr,
+    /// The peer's id that was sent to last, where it has the form of ours.
+    peer_cid: Option<ConnectionId>,
 }
 
 /// What a datagram was.
@@ -113,14 +119,15 @@ impl Endpoint {
         } = config.build(identity, shard, &clock, &mut rng)?;
         let hasher = random_state(&mut rng);
         Ok(Self {
-            inner: quinn_proto::Endpoint::new(endpoint, Some(server), false, None),
+            inner: quinn_proto::Endpoint::new(endpoint, Some(server), true, None),
             client,
             clock,
             issued,
             by_cid: HashMap::with_hasher(hasher),
             connections: Vec::new(),
             rng,
-            scratch: Vec::new(),
+            outgoing: Batch::default(),
+            incoming: Arena::default(),
         })
     }
 
@@ -142,8 +149,7 @@ impl Endpoint {
     /// The made-up address that a datagram's sender has for QUIC, where the id it was sent to tells
     /// the connection.
     pub(crate) fn remote_of(&self, datagram: &[u8]) -> Option<SocketAddr> {
-        let index = *self.by_cid.get(&cid::destination_of(datagram)?)?;
-        Some(self.entry_ref(index)?.remote)
+        Some(self.entry_ref(self.named_by(datagram)?)?.remote)
     }
 
     /// Whether a datagram can be the first of a connection.
@@ -179,7 +185,7 @@ impl Endpoint {
     ) -> Arrival {
         let now = self.clock.instant(now);
         let ecn = EcnCodepoint::from_bits(ecn);
-        let bytes = BytesMut::from(datagram);
+        let bytes = self.incoming.copy(datagram);
         match self.inner.handle(now, remote, None, ecn, bytes, answer) {
             None => Arrival::Nothing,
             Some(DatagramEvent::Response(_)) => {
@@ -238,24 +244,34 @@ impl Endpoint {
         self.inner.ignore(incoming);
     }
 
-    /// The next datagram of a connection, written into `buffer`: its length and ECN bits.
+    /// The next datagram of a connection, written into `buffer`: its length and ECN bits. All of one
+    /// connection's are to be taken before the next connection is asked.
     pub(crate) fn transmit(
         &mut self,
         now: Timestamp,
         index: u32,
         buffer: &mut [u8],
     ) -> Option<(usize, u8)> {
+        if self.outgoing.is_empty() || self.outgoing.of != index {
+            self.build(now, index)?;
+        }
+        self.outgoing.take(buffer)
+    }
+
+    /// Lets a connection build the datagrams that it may send now, or some of them.
+    fn build(&mut self, now: Timestamp, index: u32) -> Option<()> {
         let now = self.clock.instant(now);
-        let mut scratch = std::mem::take(&mut self.scratch);
-        scratch.clear();
-        let sent = self.entry(index).and_then(|entry| {
-            let transmit = entry.connection.poll_transmit(now, 1, &mut scratch)?;
-            let bytes = scratch.get(..transmit.size)?;
-            buffer.get_mut(..transmit.size)?.copy_from_slice(bytes);
-            Some((transmit.size, transmit.ecn.map_or(0, |ecn| ecn as u8)))
-        });
-        self.scratch = scratch;
-        sent
+        self.outgoing.clear();
+        let entry = self.connections.get_mut(index as usize)?.as_deref_mut()?;
+        let bytes = &mut self.outgoing.bytes;
+        let built = entry.connection.poll_transmit(now, MAX_DATAGRAMS, bytes)?;
+        let ecn = built.ecn.map_or(0, |ecn| ecn as u8);
+        self.outgoing
+            .begin(index, built.size, built.segment_size, ecn);
+        if let Some(id) = cid::destination_of(self.outgoing.first()) {
+            entry.peer_cid = Some(id);
+        }
+        Some(())
     }
 
     /// When `handle_timeout` wants to be called.
@@ -447,6 +463,7 @@ impl Endpoint {
             connection,
             cids: VecDeque::new(),
             remote,
+            peer_cid: None,
         }));
         self.learn(index);
         index
@@ -479,6 +496,9 @@ impl Endpoint {
         let Some(entry) = slot.and_then(Option::take) else {
             return;
         };
+        if self.outgoing.of == index {
+            self.outgoing.clear();
+        }
         for id in entry.cids {
             self.forget(id, index);
         }
