@@ -10,12 +10,27 @@
 //!                     └ where what all take together is what there is
 //! ```
 //!
-//! [`fair_level`] is the arithmetic alone. [`Adaptation`] reads what peers did from their slots and
-//! writes what they may; it knows no clock and is called every [`Adaptation::INTERVAL`].
+//! [`fair_level`] is the arithmetic alone. On a relay, [`Adaptation`] reads what peers did from their
+//! slots and writes what they may; it knows no clock and is called every [`Adaptation::INTERVAL`].
+//!
+//! A node has a [`Bandwidth`]: limits of its peers and of all together. What is over them waits in its
+//! place in a [`Scheduler`] until [`reserve`] lets it pass.
 
+mod account;
 mod adaptation;
+mod manager;
+mod reserve;
+mod schedule;
+mod shares;
 
+pub use account::{Account, Allowance, Usage, Used};
 pub use adaptation::{Adaptation, Sharing, State};
+pub use manager::{Bandwidth, BandwidthConfig, BandwidthError};
+pub use reserve::{Bound, Budget, Depth, MAX_GRANT_BYTES, Refused, Reservation, reserve};
+pub use schedule::Scheduler;
+pub use towpath_ebpf_common::meter::Class as Priority;
+
+pub(crate) use account::Tally;
 
 /// One who wants a part, in any unit of rate.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

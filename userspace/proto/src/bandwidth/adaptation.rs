@@ -29,7 +29,7 @@ impl Default for Sharing {
 }
 
 impl Sharing {
-    fn weight(&self, class: Class) -> u32 {
+    pub(crate) fn weight(&self, class: Class) -> u32 {
         let [control, interactive, bulk] = self.weights;
         match class {
             Class::Control => control,
@@ -263,7 +263,7 @@ impl Flow {
 
 /// Writes a share, which nobody else does but to lift it; gives back what it was. What stays as it is
 /// is not written: the packet path has it in its caches.
-fn replace(share: &AtomicU64, new: u64) -> u64 {
+pub(super) fn replace(share: &AtomicU64, new: u64) -> u64 {
     let before = share.load(Ordering::Relaxed);
     if before != new {
         share.store(new, Ordering::Relaxed);
@@ -272,7 +272,7 @@ fn replace(share: &AtomicU64, new: u64) -> u64 {
 }
 
 /// Bits a second of so many bytes in this time.
-fn rate(bytes: u64, time: Duration) -> u64 {
+pub(super) fn rate(bytes: u64, time: Duration) -> u64 {
     const BITS_PER_BYTE_AND_SECOND: u64 = 8 * 1_000_000_000;
     let nanos = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX).max(1);
     match bytes.checked_mul(BITS_PER_BYTE_AND_SECOND) {
@@ -312,7 +312,7 @@ fn share_of<'a>(peer: &Slot<'a>, way: Way) -> &'a AtomicU64 {
 
 /// Takes away what a peer had saved up before it was given a share: if all spent their savings at once,
 /// all shares together would be more than there is for seconds.
-fn forfeit(direction: &Direction<AtomicU64>, share: LimitWord, now: Timestamp) {
+pub(super) fn forfeit(direction: &Direction<AtomicU64>, share: LimitWord, now: Timestamp) {
     let now = now.as_nanos() << TICKS_PER_NANOSECOND_LOG2;
     let kept = share.cost(LimitWord::MIN_BURST_BYTES as u32);
     let spent = now.saturating_sub(kept);
@@ -320,7 +320,7 @@ fn forfeit(direction: &Direction<AtomicU64>, share: LimitWord, now: Timestamp) {
 }
 
 /// A share as a limit; unlimited, which is "as configured", where it is all that is configured.
-fn share_word(level: &Level, wish: &Wish, configured: LimitWord) -> LimitWord {
+pub(super) fn share_word(level: &Level, wish: &Wish, configured: LimitWord) -> LimitWord {
     let rate = level.limit(wish);
     if rate >= wish.ceiling {
         return LimitWord::UNLIMITED;
