@@ -15,6 +15,7 @@
 mod call;
 mod config;
 mod counters;
+mod metering;
 mod path;
 mod verbs;
 
@@ -35,6 +36,7 @@ use crate::quic::{
 };
 use crate::timer::{TimerId, Timers};
 use crate::{Machine, Timestamp};
+use metering::{Metered, Metering};
 use path::{Hop, MadeUp, Path};
 
 /// Timers looked at in one call of `handle_timeout`.
@@ -142,8 +144,7 @@ pub struct Peer {
     made_up: MadeUp,
     links: Vec<Slot>,
     timers: Timers<u32>,
-    /// Connections that may have something to send.
-    ready: VecDeque<u32>,
+    metering: Metering,
     waiting: VecDeque<(Hop, u8, Vec<u8>)>,
     notices: VecDeque<Notice>,
     /// Incoming connections whose handshake is not over.
@@ -167,8 +168,7 @@ struct Link {
     state: State,
     incoming: bool,
     timer: Option<(TimerId, Timestamp)>,
-    /// Whether it is in `Peer::ready`.
-    ready: bool,
+    meter: Metered,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -193,6 +193,7 @@ impl Peer {
     ) -> Result<Self, PeerConfigError> {
         config.validate()?;
         let endpoint = Endpoint::new(&config.quic, identity, shard, seed)?;
+        let metering = Metering::new(Arc::clone(&config.bandwidth));
         Ok(Self {
             id: identity.id(),
             shard,
@@ -202,7 +203,7 @@ impl Peer {
             made_up: MadeUp::new(identity),
             links: Vec::new(),
             timers: Timers::new(),
-            ready: VecDeque::new(),
+            metering,
             waiting: VecDeque::new(),
             notices: VecDeque::new(),
             handshakes: 0,
@@ -261,7 +262,7 @@ impl Peer {
             state: State::Handshaking,
             incoming,
             timer: None,
-            ready: false,
+            meter: Metered::default(),
         });
     }
 
@@ -269,11 +270,8 @@ impl Peer {
     /// what it has to send is sent and its timer runs.
     fn attend(&mut self, index: u32, arrived_by: Option<Hop>) {
         self.follow(index, arrived_by);
-        if let Some(link) = self.link(index)
-            && !link.ready
-        {
-            link.ready = true;
-            self.ready.push_back(index);
+        if self.link(index).is_some() {
+            self.metering.ready(index);
         }
     }
 
@@ -340,6 +338,7 @@ impl Peer {
 
     /// The handshake is over: what brought its last message is the path. Gives whether the peer called.
     fn connected(&mut self, index: u32, peer: PeerId, arrived_by: Option<Hop>) -> Option<bool> {
+        self.begin_metering(self.now, index, peer);
         let link = self.links.get_mut(index as usize)?.link.as_mut()?;
         link.state = State::Connected(peer);
         if link.incoming {
@@ -392,13 +391,13 @@ impl Peer {
             return;
         };
         slot.generation = slot.generation.wrapping_add(1);
-        if let Some(Link {
-            timer: Some((timer, _)),
-            ..
-        }) = slot.link.take()
-        {
+        let Some(Link { timer, meter, .. }) = slot.link.take() else {
+            return;
+        };
+        if let Some((timer, _)) = timer {
             self.timers.cancel(timer);
         }
+        self.end_metering(index, meter);
     }
 
     fn rearm(&mut self, index: u32) {
@@ -450,6 +449,7 @@ impl Peer {
             return;
         }
         self.waiting.push_back((hop, ecn, bytes));
+        self.metering.answer_ready();
     }
 
     /// The made-up address of a datagram's sender.
@@ -485,6 +485,11 @@ impl Machine for Peer {
         let arrival = self
             .endpoint
             .handle(now, sender, ecn, payload, &mut self.answer);
+        let of = match &arrival {
+            Arrival::Connection(index) => Some(*index),
+            Arrival::Nothing | Arrival::Answered | Arrival::New(_) => None,
+        };
+        self.arrived(now, of, hop, datagram.payload.len());
         match arrival {
             Arrival::Nothing => self.counters.of_nobody.increment(),
             Arrival::Answered => self.counters.answered.increment(),
@@ -510,34 +515,11 @@ impl Machine for Peer {
             self.endpoint.handle_timeout(now, index);
             self.attend(index, None);
         }
+        self.meter_timeout(now);
     }
 
     fn poll_transmit(&mut self, now: Timestamp, buffer: &mut [u8]) -> Option<Transmit> {
-        loop {
-            if let Some((hop, ecn, bytes)) = self.waiting.pop_front() {
-                let Some(room) = buffer.get_mut(..bytes.len()) else {
-                    self.counters.dropped_answers.increment();
-                    continue;
-                };
-                room.copy_from_slice(&bytes);
-                return Some(transmit(hop, bytes.len(), ecn));
-            }
-            let index = *self.ready.front()?;
-            if let Some((len, ecn)) = self.endpoint.transmit(now, index, buffer)
-                && let Some(link) = self.link(index)
-            {
-                let (first, further) = link.path.hops();
-                for hop in further {
-                    self.wait(hop, ecn, buffer[..len].to_vec());
-                }
-                return Some(transmit(first, len, ecn));
-            }
-            self.ready.pop_front();
-            if let Some(link) = self.link(index) {
-                link.ready = false;
-            }
-            self.follow(index, None);
-        }
+        self.next_transmit(now, buffer)
     }
 
     fn poll_command(&mut self) -> Option<Notice> {
@@ -545,12 +527,12 @@ impl Machine for Peer {
     }
 
     fn poll_timeout(&self) -> Option<Timestamp> {
-        let idle = self.ready.is_empty() && self.waiting.is_empty() && self.notices.is_empty();
-        if idle {
-            self.timers.next_deadline()
-        } else {
-            Some(self.now)
+        if !self.notices.is_empty() {
+            return Some(self.now);
         }
+        let limits = self.metering.deadline(self.now);
+        let timers = self.timers.next_deadline();
+        [limits, timers].into_iter().flatten().min()
     }
 }
 

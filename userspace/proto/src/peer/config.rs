@@ -1,7 +1,9 @@
 //! What a node's machine is configured with.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
+use crate::bandwidth::Bandwidth;
 use crate::quic::{QuicConfig, QuicConfigError};
 
 /// What a node's machine is configured with.
@@ -13,6 +15,8 @@ pub struct PeerConfig {
     pub quic: QuicConfig,
     /// How much there may be of everything, per shard.
     pub limits: PeerLimits,
+    /// What may be sent and received, by all shards that have this configuration together.
+    pub bandwidth: Arc<Bandwidth>,
 }
 
 /// How much there may be, per shard.

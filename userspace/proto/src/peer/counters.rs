@@ -20,4 +20,8 @@ pub struct PeerCounters {
     pub failed_handshakes: Counter,
     /// Answers and copies that were not sent because too many wait.
     pub dropped_answers: Counter,
+    /// Unreliable datagrams that were dropped because the peer that sent them is over its limit.
+    pub over_down: Counter,
+    /// Unreliable datagrams that were dropped because all peers together are over the node's limit.
+    pub over_global: Counter,
 }

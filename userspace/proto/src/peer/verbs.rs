@@ -56,6 +56,7 @@ impl Peer {
             .connect(now, to.id(), made_up)
             .map_err(|_| ConnectError::Exhausted)?;
         self.insert(index, Path::Racing(first, hops.collect()), false);
+        self.begin_metering(now, index, to.id());
         self.attend(index, None);
         Ok(self.handle_of(index))
     }
@@ -153,7 +154,8 @@ impl Peer {
         })?
     }
 
-    /// Reads the next bytes of a stream.
+    /// Reads the next bytes of a stream. Where limits do not allow it now it is
+    /// [`Blocked`](Read::Blocked) until it is [readable](super::Notice::Readable).
     pub fn read(
         &mut self,
         now: Timestamp,
@@ -161,9 +163,7 @@ impl Peer {
         stream: StreamId,
         max_bytes: usize,
     ) -> Result<Read, ReadError> {
-        self.on(now, connection, ReadError::NotConnected, |quic, index| {
-            quic.read(index, stream, max_bytes)
-        })?
+        self.read_within_limits(now, connection, stream, max_bytes)
     }
 
     /// Asks the peer to send no more of a stream.
@@ -197,7 +197,7 @@ impl Peer {
     /// The next datagram that has come.
     pub fn receive_datagram(&mut self, connection: ConnectionHandle) -> Option<Bytes> {
         let index = self.opened(connection)?;
-        self.endpoint.receive_datagram(index)
+        self.receive_within_limits(index)
     }
 
     /// Closes a connection, or gives up the attempt to make one. What has not arrived may never do.
@@ -223,7 +223,7 @@ impl Peer {
     }
 
     /// Does something on a connection that stands, and sees to what follows from it.
-    fn on<T, E>(
+    pub(super) fn on<T, E>(
         &mut self,
         now: Timestamp,
         connection: ConnectionHandle,
@@ -237,7 +237,7 @@ impl Peer {
     }
 
     /// The index of a connection that stands.
-    fn opened(&self, connection: ConnectionHandle) -> Option<u32> {
+    pub(super) fn opened(&self, connection: ConnectionHandle) -> Option<u32> {
         self.peer(connection).map(|_| connection.index)
     }
 

@@ -274,6 +274,12 @@ impl Endpoint {
         Some(())
     }
 
+    /// Length of the longest datagram that `transmit` may give.
+    pub(crate) fn max_transmit(&self, index: u32) -> usize {
+        self.entry_ref(index)
+            .map_or(0, |entry| entry.connection.current_mtu().into())
+    }
+
     /// When `handle_timeout` wants to be called.
     pub(crate) fn deadline(&mut self, index: u32) -> Option<Timestamp> {
         let deadline = self.entry(index)?.connection.poll_timeout()?;
@@ -417,6 +423,31 @@ impl Endpoint {
             Err(quinn_proto::ReadError::Blocked) => Ok(Read::Blocked),
             Err(quinn_proto::ReadError::Reset(code)) => Err(ReadError::Reset(code.into())),
         }
+    }
+
+    /// Whether a stream is one that may be read.
+    pub(crate) fn can_be_read(&mut self, index: u32, stream: StreamId) -> bool {
+        let Some(connection) = self.connection(index) else {
+            return false;
+        };
+        let Some(stream) = receiving(connection, stream) else {
+            return false;
+        };
+        let mut stream = connection.recv_stream(stream);
+        stream.read(true).is_ok()
+    }
+
+    /// Of several streams that have something to send, those of the highest rank go first.
+    pub(crate) fn set_priority(
+        &mut self,
+        index: u32,
+        stream: StreamId,
+        rank: i32,
+    ) -> Result<(), StreamError> {
+        let connection = self.connection(index).ok_or(StreamError::NotConnected)?;
+        let stream = sending(connection, stream).ok_or(StreamError::NoStream)?;
+        let set = connection.send_stream(stream).set_priority(rank);
+        set.map_err(|_| StreamError::NoStream)
     }
 
     pub(crate) fn send_datagram(&mut self, index: u32, bytes: &[u8]) -> Result<(), DatagramError> {
