@@ -17,20 +17,24 @@ mod config;
 mod counters;
 mod metering;
 mod path;
+mod pooling;
 mod verbs;
 
 pub use call::Call;
 pub use config::{PeerConfig, PeerConfigError, PeerLimits};
 pub use counters::PeerCounters;
 pub use path::SHARD_MARKS;
+pub use pooling::CLOSED_BY_POOL;
 pub use verbs::ConnectError;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use crate::breaker::BreakerChange;
 use crate::identity::{Identity, PeerId};
 use crate::machine::{Datagram, Prefix, ShardId, TrafficClass, Transmit};
+use crate::pool::{GetError, PoolEvent, Ticket};
 use crate::quic::{
     Arrival, CloseReason, Direction, Endpoint, Event, SecurityLevel, Settled, StreamId,
 };
@@ -38,6 +42,7 @@ use crate::timer::{TimerId, Timers};
 use crate::{Machine, Timestamp};
 use metering::{Metered, Metering};
 use path::{Hop, MadeUp, Path};
+use pooling::{Pooled, Pooling};
 
 /// Timers looked at in one call of `handle_timeout`.
 const TIMEOUT_BUDGET: u32 = 256;
@@ -131,6 +136,19 @@ pub enum Notice {
         /// On which connection.
         connection: ConnectionHandle,
     },
+    /// What came of a wait for a connection.
+    Got {
+        /// Whose wait.
+        ticket: Ticket,
+        /// The connection, with a reference that is to be [released](Peer::release).
+        result: Result<ConnectionHandle, GetError>,
+    },
+    /// What an observer of the pool is told, where the configuration says that there is one.
+    Pool(PoolEvent<ConnectionHandle>),
+    /// A peer that could not be called too often is left alone for a while, or not any more.
+    Breaker(BreakerChange),
+    /// The shutdown is over: nothing is left of any connection.
+    ShutDown,
 }
 
 /// A shard of a node.
@@ -149,6 +167,7 @@ pub struct Peer {
     notices: VecDeque<Notice>,
     /// Incoming connections whose handshake is not over.
     handshakes: usize,
+    pooling: Pooling,
     /// What `Endpoint` writes its answers into.
     answer: Vec<u8>,
     /// The time of the last input.
@@ -169,6 +188,7 @@ struct Link {
     incoming: bool,
     timer: Option<(TimerId, Timestamp)>,
     meter: Metered,
+    pooled: Pooled,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -194,6 +214,7 @@ impl Peer {
         config.validate()?;
         let endpoint = Endpoint::new(&config.quic, identity, shard, seed)?;
         let metering = Metering::new(Arc::clone(&config.bandwidth));
+        let pooling = Pooling::new(identity.id(), &config, seed)?;
         Ok(Self {
             id: identity.id(),
             shard,
@@ -207,6 +228,7 @@ impl Peer {
             waiting: VecDeque::new(),
             notices: VecDeque::new(),
             handshakes: 0,
+            pooling,
             answer: Vec::new(),
             now: Timestamp::ZERO,
         })
@@ -236,6 +258,7 @@ impl Peer {
             && self.made_up.is_empty()
             && self.timers.is_empty()
             && self.handshakes == 0
+            && self.pooling.is_empty()
     }
 
     fn link(&mut self, index: u32) -> Option<&mut Link> {
@@ -263,12 +286,19 @@ impl Peer {
             incoming,
             timer: None,
             meter: Metered::default(),
+            pooled: Pooled::default(),
         });
     }
 
     /// After anything that was done to a connection: tells what happened on it, and sees to it that
     /// what it has to send is sent and its timer runs.
     fn attend(&mut self, index: u32, arrived_by: Option<Hop>) {
+        if arrived_by.is_some() {
+            let now = self.now;
+            if let Some(link) = self.link(index) {
+                link.pooled.heard = now;
+            }
+        }
         self.follow(index, arrived_by);
         if self.link(index).is_some() {
             self.metering.ready(index);
@@ -280,10 +310,12 @@ impl Peer {
         while let Some(event) = self.endpoint.poll(index) {
             self.tell(index, event, arrived_by);
         }
+        self.note_streams(index);
         match self.endpoint.settle(index) {
             Settled::Here => self.rearm(index),
             Settled::Gone => self.remove(index),
         }
+        self.follow_pool();
     }
 
     fn tell(&mut self, index: u32, event: Event, arrived_by: Option<Hop>) {
@@ -298,6 +330,9 @@ impl Peer {
                 let Some(incoming) = self.connected(index, peer, arrived_by) else {
                     return;
                 };
+                if !self.join_pool(index, peer, security, incoming) {
+                    return;
+                }
                 Notice::Connected {
                     connection,
                     peer,
@@ -357,17 +392,18 @@ impl Peer {
             return;
         };
         let before = std::mem::replace(&mut link.state, State::Closed);
-        let incoming = link.incoming;
+        let (incoming, hidden) = (link.incoming, link.pooled.hidden);
         let told = match before {
             State::Handshaking if incoming => {
                 self.handshakes -= 1;
                 self.counters.failed_handshakes.increment();
                 false
             }
-            State::Handshaking | State::Connected(_) => true,
+            State::Handshaking | State::Connected(_) => !hidden,
             State::Closed => false,
         };
         self.forget_address(index, before);
+        self.leave_pool(index, before, &reason);
         if told {
             self.notices
                 .push_back(Notice::Closed { connection, reason });
@@ -398,6 +434,7 @@ impl Peer {
             self.timers.cancel(timer);
         }
         self.end_metering(index, meter);
+        self.end_when_empty();
     }
 
     fn rearm(&mut self, index: u32) {
@@ -423,6 +460,9 @@ impl Peer {
         if self.connections() >= limits.connections || self.handshakes >= limits.handshakes {
             self.counters.ignored_handshakes.increment();
             self.endpoint.ignore(*incoming);
+        } else if !self.pooling.has_room() {
+            self.counters.refused_handshakes.increment();
+            self.endpoint.refuse(*incoming, &mut self.answer);
         } else if self.handshakes >= limits.retry_above && !Endpoint::is_validated(&incoming) {
             self.counters.retried_handshakes.increment();
             self.endpoint.retry(now, *incoming, &mut self.answer);
@@ -516,6 +556,7 @@ impl Machine for Peer {
             self.attend(index, None);
         }
         self.meter_timeout(now);
+        self.pool_timeout(now);
     }
 
     fn poll_transmit(&mut self, now: Timestamp, buffer: &mut [u8]) -> Option<Transmit> {
@@ -532,7 +573,8 @@ impl Machine for Peer {
         }
         let limits = self.metering.deadline(self.now);
         let timers = self.timers.next_deadline();
-        [limits, timers].into_iter().flatten().min()
+        let pool = self.pooling.deadline();
+        [limits, timers, pool].into_iter().flatten().min()
     }
 }
 

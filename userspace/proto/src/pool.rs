@@ -180,6 +180,15 @@ impl<C: Copy + Eq + Hash + Debug> Pool<C> {
         &self.counters
     }
 
+    /// Has this pool share the permits of another one. For a pool that has no connection yet.
+    pub fn share(&mut self, permits: Permits) {
+        assert!(
+            self.is_empty(),
+            "what holds a permit would give it back where it is not from"
+        );
+        self.permits = permits;
+    }
+
     /// The permits, which all shards share.
     pub fn permits(&self) -> &Permits {
         &self.permits

@@ -15,7 +15,7 @@ impl Model {
     pub(crate) fn act(&mut self, action: Action<u32>) {
         match action {
             Action::Dial { dial, to, attempt } => self.dial(dial, to.id(), attempt),
-            Action::Cancel { dial } => self.cancelled(dial),
+            Action::Cancel { dial, too_slow } => self.cancelled(dial, too_slow),
             Action::Close { connection, cause } => self.closed(connection, cause),
             Action::KeepAlive { connection } => {
                 let interval = self.config.keep_alive_interval;
@@ -56,8 +56,9 @@ impl Model {
         self.dials.insert(peer, dial);
     }
 
-    fn cancelled(&mut self, id: DialId) {
+    fn cancelled(&mut self, id: DialId, too_slow: bool) {
         if self.expected_cancels.remove(&id) {
+            assert!(!too_slow);
             return;
         }
         let of = |(_, dial): &(&PeerId, &Dial)| dial.id == id;
@@ -65,7 +66,7 @@ impl Model {
         let Phase::Trying(since) = dial.phase else {
             panic!("nothing is tried");
         };
-        assert!(self.now >= since + self.config.retry.attempt_timeout);
+        assert!(too_slow && self.now >= since + self.config.retry.attempt_timeout);
         self.failed(*peer, false);
     }
 

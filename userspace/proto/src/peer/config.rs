@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::bandwidth::Bandwidth;
+use crate::breaker::{BreakerConfig, BreakerConfigError};
+use crate::pool::{PoolConfig, PoolConfigError};
 use crate::quic::{QuicConfig, QuicConfigError};
 
 /// What a node's machine is configured with.
@@ -13,6 +15,10 @@ pub struct PeerConfig {
     pub listeners: Vec<SocketAddr>,
     /// How connections are made.
     pub quic: QuicConfig,
+    /// How many connections are kept, and for how long, and how peers are called.
+    pub pool: PoolConfig,
+    /// When peers that cannot be called are left alone.
+    pub breaker: BreakerConfig,
     /// How much there may be of everything, per shard.
     pub limits: PeerLimits,
     /// What may be sent and received, by all shards that have this configuration together.
@@ -56,6 +62,12 @@ pub enum PeerConfigError {
     /// QUIC cannot be used like this.
     #[error(transparent)]
     Quic(#[from] QuicConfigError),
+    /// The pool cannot be like this.
+    #[error(transparent)]
+    Pool(#[from] PoolConfigError),
+    /// The breakers cannot be like this.
+    #[error(transparent)]
+    Breaker(#[from] BreakerConfigError),
 }
 
 impl PeerConfig {

@@ -16,6 +16,9 @@ pub struct PeerCounters {
     pub ignored_handshakes: Counter,
     /// First datagrams whose sender was asked to show its address.
     pub retried_handshakes: Counter,
+    /// First datagrams that were refused because there is no room for a connection, or the node is being
+    /// shut down.
+    pub refused_handshakes: Counter,
     /// Incoming handshakes that came to nothing.
     pub failed_handshakes: Counter,
     /// Answers and copies that were not sent because too many wait.

@@ -11,6 +11,8 @@ use crate::identity::{PeerAddr, SecretKey};
 use crate::machine::{ListenerId, Socket, TRANSMIT_BUFFER_BYTES};
 use crate::quic::{SecurityPolicy, StreamError};
 
+mod pooling;
+
 struct Lab {
     now: Timestamp,
     peers: [(Peer, SocketAddr); 2],
@@ -41,6 +43,14 @@ impl Lab {
     fn address(&self, of: usize) -> PeerAddr {
         let (peer, address) = &self.peers[of];
         PeerAddr::new(peer.id(), [*address]).unwrap()
+    }
+
+    fn share(&mut self, of: usize, permits: crate::pool::Permits) {
+        let (peer, address) = &self.peers[of];
+        let config = Arc::clone(&peer.config);
+        let identity = Identity::new(SecretKey::from_seed([of as u8; 32]));
+        let peer = Peer::new(config, &identity, ShardId(0), [of as u8 + 10; 32]).unwrap();
+        self.peers[of] = (peer.sharing(permits), *address);
     }
 
     fn connect(&mut self) -> ConnectionHandle {

@@ -26,20 +26,34 @@ pub enum ConnectError {
     /// There are too many connections.
     #[error("there are {0} connections already, and no more are allowed")]
     Full(usize),
+    /// The node is being shut down.
+    #[error("the node is being shut down")]
+    ShuttingDown,
     /// QUIC takes no further connection.
     #[error("no further connection can be begun")]
     Exhausted,
 }
 
 impl Peer {
-    /// Calls a peer, at all of its addresses at once. A [`Connected`](super::Notice::Connected) or a
+    /// Calls a peer, at all of its addresses at once, whether there is a connection or not; such a call
+    /// is not shared, not tried again and not kept alive ([`get`](Self::get) is). A [`Connected`](super::Notice::Connected) or a
     /// [`Closed`](super::Notice::Closed) follows.
     pub fn connect(
         &mut self,
         now: Timestamp,
         to: &PeerAddr,
     ) -> Result<ConnectionHandle, ConnectError> {
+        let index = self.call(now, to)?;
+        self.attend(index, None);
+        Ok(self.handle_of(index))
+    }
+
+    /// Begins a call. The connection has to be attended.
+    pub(super) fn call(&mut self, now: Timestamp, to: &PeerAddr) -> Result<u32, ConnectError> {
         self.now = now;
+        if !self.pooling.is_running() {
+            return Err(ConnectError::ShuttingDown);
+        }
         if to.id() == self.id {
             return Err(ConnectError::Myself);
         }
@@ -57,8 +71,7 @@ impl Peer {
             .map_err(|_| ConnectError::Exhausted)?;
         self.insert(index, Path::Racing(first, hops.collect()), false);
         self.begin_metering(now, index, to.id());
-        self.attend(index, None);
-        Ok(self.handle_of(index))
+        Ok(index)
     }
 
     /// Who is at the other end of an open connection.
@@ -124,9 +137,13 @@ impl Peer {
         stream: StreamId,
         bytes: &[u8],
     ) -> Result<usize, WriteError> {
-        self.on(now, connection, WriteError::NotConnected, |quic, index| {
+        let written = self.on(now, connection, WriteError::NotConnected, |quic, index| {
             quic.write(index, stream, bytes)
-        })?
+        })??;
+        if written > 0 {
+            self.record_sent(now, connection, written, 0);
+        }
+        Ok(written)
     }
 
     /// Says that nothing more is written to a stream.
@@ -138,7 +155,9 @@ impl Peer {
     ) -> Result<(), WriteError> {
         self.on(now, connection, WriteError::NotConnected, |quic, index| {
             quic.finish(index, stream)
-        })?
+        })??;
+        self.record_sent(now, connection, 0, 1);
+        Ok(())
     }
 
     /// Gives a stream up; what has not arrived may never do.
@@ -163,7 +182,13 @@ impl Peer {
         stream: StreamId,
         max_bytes: usize,
     ) -> Result<Read, ReadError> {
-        self.read_within_limits(now, connection, stream, max_bytes)
+        let read = self.read_within_limits(now, connection, stream, max_bytes)?;
+        match &read {
+            Read::Data(bytes) => self.record_received(now, connection, bytes.len(), 0),
+            Read::Finished => self.record_received(now, connection, 0, 1),
+            Read::Blocked => {}
+        }
+        Ok(read)
     }
 
     /// Asks the peer to send no more of a stream.
@@ -191,13 +216,17 @@ impl Peer {
             connection,
             DatagramError::NotConnected,
             |quic, index| quic.send_datagram(index, bytes),
-        )?
+        )??;
+        self.record_sent(now, connection, bytes.len(), 1);
+        Ok(())
     }
 
     /// The next datagram that has come.
     pub fn receive_datagram(&mut self, connection: ConnectionHandle) -> Option<Bytes> {
         let index = self.opened(connection)?;
-        self.receive_within_limits(index)
+        let datagram = self.receive_within_limits(index)?;
+        self.record_received(self.now, connection, datagram.len(), 1);
+        Some(datagram)
     }
 
     /// Closes a connection, or gives up the attempt to make one. What has not arrived may never do.

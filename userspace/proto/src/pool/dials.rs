@@ -188,8 +188,10 @@ impl<C: Copy + Eq + Hash + Debug> Pool<C> {
         match dial.phase {
             Phase::Pause => self.attempt(now, key),
             Phase::Trying => {
-                let cancel = Action::Cancel { dial: DialId(key) };
-                self.actions.push_back(cancel);
+                self.actions.push_back(Action::Cancel {
+                    dial: DialId(key),
+                    too_slow: true,
+                });
                 let timeout = self.config.retry.attempt_timeout;
                 self.failed(now, key, DialError::TooSlow(timeout));
             }
@@ -356,8 +358,10 @@ impl<C: Copy + Eq + Hash + Debug> Pool<C> {
     /// Ends a dial, and its attempt where one runs.
     fn give_up(&mut self, key: Key) -> Option<Dial> {
         if self.is_trying(DialId(key)) {
-            let cancel = Action::Cancel { dial: DialId(key) };
-            self.actions.push_back(cancel);
+            self.actions.push_back(Action::Cancel {
+                dial: DialId(key),
+                too_slow: false,
+            });
         }
         self.end(key)
     }

@@ -105,6 +105,8 @@ pub enum Action<C> {
     Cancel {
         /// Which dial.
         dial: DialId,
+        /// Whether it took too long. Else nobody wants it any more.
+        too_slow: bool,
     },
     /// Close a connection, which the pool knows no more. Nothing has to be reported.
     Close {

@@ -40,9 +40,10 @@ impl DialError {
             Self::NotBegun(error) => match error {
                 // Those that are over make room within seconds.
                 ConnectError::Full(_) => ErrorClass::Transient,
-                ConnectError::Myself | ConnectError::NoAddress(_) | ConnectError::Exhausted => {
-                    ErrorClass::Permanent
-                }
+                ConnectError::Myself
+                | ConnectError::NoAddress(_)
+                | ConnectError::ShuttingDown
+                | ConnectError::Exhausted => ErrorClass::Permanent,
             },
             Self::Ended(reason) => class_of_close(reason),
         }

@@ -53,7 +53,7 @@ impl Lab {
         while let Some(action) = self.pool.poll_action() {
             match action {
                 Action::Dial { dial, to, attempt } => self.dials.push((dial, to, attempt)),
-                Action::Cancel { dial } => self.cancelled.push(dial),
+                Action::Cancel { dial, .. } => self.cancelled.push(dial),
                 Action::Close { connection, cause } => self.closed.push((connection, cause)),
                 Action::KeepAlive { connection } => self.kept_alive.push(connection),
                 Action::Answer { ticket, result } => self.answers.push((ticket, result)),

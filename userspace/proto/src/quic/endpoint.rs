@@ -29,6 +29,7 @@ use super::verifier::IdentityError;
 use crate::Timestamp;
 use crate::identity::{Identity, PeerId};
 use crate::machine::ShardId;
+use crate::pool::Measured;
 
 /// Length of the id that a first packet is sent to; QUIC wants 8 at least and that it cannot be guessed.
 const INITIAL_CID_BYTES: usize = 12;
@@ -239,6 +240,12 @@ impl Endpoint {
         self.issued.take();
     }
 
+    /// Tells the sender of a first packet that there is no room for its connection.
+    pub(crate) fn refuse(&mut self, incoming: Incoming, answer: &mut Vec<u8>) {
+        let _ = self.inner.refuse(incoming, answer);
+        self.issued.take();
+    }
+
     /// Forgets a first packet, without an answer.
     pub(crate) fn ignore(&mut self, incoming: Incoming) {
         self.inner.ignore(incoming);
@@ -341,6 +348,33 @@ impl Endpoint {
         if let Some(entry) = self.entry(index) {
             entry.connection.close(now, VarInt::from_u32(code), reason);
         }
+    }
+
+    /// Has something sent that the peer answers.
+    pub(crate) fn ping(&mut self, index: u32) {
+        if let Some(connection) = self.connection(index) {
+            connection.ping();
+        }
+    }
+
+    /// Whether there are streams that the peer opened, or of which it has not received all.
+    pub(crate) fn has_streams(&mut self, index: u32) -> bool {
+        self.connection(index).is_some_and(|connection| {
+            let streams = connection.streams();
+            let of_peer = |dir| streams.remote_open_streams(dir) > 0;
+            streams.send_streams() > 0 || of_peer(Dir::Bi) || of_peer(Dir::Uni)
+        })
+    }
+
+    /// How good a connection is now.
+    pub(crate) fn measured(&self, index: u32) -> Option<Measured> {
+        let path = self.entry_ref(index)?.connection.stats().path;
+        let rtt_s = path.rtt.as_secs_f64();
+        Some(Measured {
+            rtt: Some(path.rtt),
+            loss: path.lost_packets as f64 / path.sent_packets.max(1) as f64,
+            bandwidth: (rtt_s > 0.0).then_some((path.cwnd as f64 / rtt_s) as u64),
+        })
     }
 
     pub(crate) fn open(&mut self, index: u32, direction: Direction) -> Option<StreamId> {
