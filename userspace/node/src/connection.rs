@@ -4,12 +4,16 @@ use std::convert::Infallible;
 use std::fmt;
 use std::future::Future;
 use std::sync::{Arc, OnceLock};
+use std::task::Poll;
 
 use async_channel::{Receiver, Sender};
 use bytes::Bytes;
 use towpath_proto::identity::PeerId;
 use towpath_proto::peer::ConnectionHandle;
-use towpath_proto::quic::{CloseReason, DatagramError, Direction, SecurityLevel, StreamId};
+use towpath_proto::pool::ConnectionMetadata;
+use towpath_proto::quic::{
+    CloseReason, ConnectionStats, DatagramError, Direction, SecurityLevel, StreamId,
+};
 
 use crate::core::Release;
 use crate::error::{OpenError, SendDatagramError};
@@ -26,66 +30,35 @@ const MAX_DATAGRAMS: usize = 1024;
 #[derive(Clone)]
 pub struct Connection(Arc<Link>);
 
-/// What all handles of a connection share.
+/// What all handles of a connection share: a reference of the pool, given back with the last of them.
 pub(crate) struct Link {
     gate: Arc<Gate>,
+    parts: Arc<Parts>,
+}
+
+/// A connection as long as it stands, whether anybody has it or not.
+pub(crate) struct Parts {
     handle: ConnectionHandle,
     peer: PeerId,
     security: SecurityLevel,
     incoming: bool,
-    bidirectional: Receiver<StreamId>,
-    unidirectional: Receiver<StreamId>,
-    datagrams: Receiver<Bytes>,
+    bidirectional: Queue<StreamId>,
+    unidirectional: Queue<StreamId>,
+    datagrams: Queue<Bytes>,
     /// Closed once the connection is over.
-    over: Receiver<Infallible>,
-    reason: Arc<OnceLock<CloseReason>>,
+    over: Queue<Infallible>,
+    reason: OnceLock<CloseReason>,
 }
 
-/// The shard's ends of a connection's queues.
-pub(crate) struct Ends {
-    peer: PeerId,
-    bidirectional: Sender<StreamId>,
-    unidirectional: Sender<StreamId>,
-    datagrams: Sender<Bytes>,
-    over: Sender<Infallible>,
-    reason: Arc<OnceLock<CloseReason>>,
-}
+/// What waits for the application.
+type Queue<T> = (Sender<T>, Receiver<T>);
 
 impl Link {
-    pub(crate) fn new(
-        gate: &Arc<Gate>,
-        handle: ConnectionHandle,
-        peer: PeerId,
-        security: SecurityLevel,
-        incoming: bool,
-    ) -> (Arc<Self>, Ends) {
-        // QUIC bounds how many streams a peer may have open, and with it what can wait here.
-        let (bidirectional, accepted) = async_channel::unbounded();
-        let (unidirectional, accepted_one_way) = async_channel::unbounded();
-        let (datagrams, received) = async_channel::bounded(MAX_DATAGRAMS);
-        let (over, is_over) = async_channel::bounded(1);
-        let reason = Arc::<OnceLock<CloseReason>>::default();
-        let link = Self {
+    pub(crate) fn new(gate: &Arc<Gate>, parts: &Arc<Parts>) -> Arc<Self> {
+        Arc::new(Self {
             gate: Arc::clone(gate),
-            handle,
-            peer,
-            security,
-            incoming,
-            bidirectional: accepted,
-            unidirectional: accepted_one_way,
-            datagrams: received,
-            over: is_over,
-            reason: Arc::clone(&reason),
-        };
-        let ends = Ends {
-            peer,
-            bidirectional,
-            unidirectional,
-            datagrams,
-            over,
-            reason,
-        };
-        (Arc::new(link), ends)
+            parts: Arc::clone(parts),
+        })
     }
 
     pub(crate) fn gate(&self) -> &Arc<Gate> {
@@ -93,45 +66,78 @@ impl Link {
     }
 
     pub(crate) fn handle(&self) -> ConnectionHandle {
-        self.handle
+        self.parts.handle
     }
 
     /// Why the connection is over; the node's end where nothing else is known.
     pub(crate) fn reason(&self) -> CloseReason {
-        self.reason.get().cloned().unwrap_or(CloseReason::Here)
+        let reason = self.parts.reason.get();
+        reason.cloned().unwrap_or(CloseReason::Here)
+    }
+
+    /// Whether the connection stands.
+    pub(crate) fn stands(&self) -> bool {
+        self.parts.reason.get().is_none()
     }
 }
 
 impl Drop for Link {
     fn drop(&mut self) {
-        self.gate.release(Release::Connection(self.handle));
+        self.gate.release(Release::Connection(self.parts.handle));
     }
 }
 
-impl Ends {
-    /// The connection is over: tells everybody who waits, and says whom it was with.
-    pub(crate) fn close(&self, reason: CloseReason) -> PeerId {
-        // It is over once.
-        let _ = self.reason.set(reason);
-        self.bidirectional.close();
-        self.unidirectional.close();
-        self.datagrams.close();
-        self.over.close();
+impl Parts {
+    pub(crate) fn new(
+        handle: ConnectionHandle,
+        peer: PeerId,
+        security: SecurityLevel,
+        incoming: bool,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            handle,
+            peer,
+            security,
+            incoming,
+            // QUIC bounds how many streams a peer may have open, and with it what can wait here.
+            bidirectional: async_channel::unbounded(),
+            unidirectional: async_channel::unbounded(),
+            datagrams: async_channel::bounded(MAX_DATAGRAMS),
+            over: async_channel::bounded(1),
+            reason: OnceLock::new(),
+        })
+    }
+
+    pub(crate) fn peer(&self) -> PeerId {
         self.peer
     }
 
+    pub(crate) fn is_incoming(&self) -> bool {
+        self.incoming
+    }
+
+    /// The connection is over: tells everybody who waits.
+    pub(crate) fn close(&self, reason: CloseReason) {
+        // It is over once.
+        let _ = self.reason.set(reason);
+        self.bidirectional.0.close();
+        self.unidirectional.0.close();
+        self.datagrams.0.close();
+        self.over.0.close();
+    }
+
     pub(crate) fn accepted(&self, direction: Direction, stream: StreamId) {
-        let queue = match direction {
+        let (queue, _) = match direction {
             Direction::Bidirectional => &self.bidirectional,
             Direction::Unidirectional => &self.unidirectional,
         };
-        // Where no handle is left nobody accepts.
+        // A connection that is over has no streams.
         let _ = queue.try_send(stream);
     }
 
     /// Whether there was room.
     pub(crate) fn datagram(&self, datagram: Bytes) -> bool {
-        self.datagrams.try_send(datagram).is_ok()
+        self.datagrams.0.try_send(datagram).is_ok()
     }
 }
 
@@ -142,17 +148,17 @@ impl Connection {
 
     /// Who is at the other end, proved by its key.
     pub fn peer(&self) -> PeerId {
-        self.0.peer
+        self.0.parts.peer
     }
 
     /// What the connection's keys rest upon.
     pub fn security(&self) -> SecurityLevel {
-        self.0.security
+        self.0.parts.security
     }
 
     /// Whether the peer called this node.
     pub fn is_incoming(&self) -> bool {
-        self.0.incoming
+        self.0.parts.incoming
     }
 
     /// Opens a stream in both directions; waits while the peer allows no further one. The peer learns
@@ -160,7 +166,7 @@ impl Connection {
     pub async fn open_bi(&self) -> Result<(SendStream, RecvStream), OpenError> {
         let link = Arc::clone(&self.0);
         let opened = op(&self.0.gate, move |core, cx| {
-            let opened = core.poll_open(link.handle, Direction::Bidirectional, cx);
+            let opened = core.poll_open(link.handle(), Direction::Bidirectional, cx);
             // Dropped on the way where nobody waits any more, and then reset.
             opened.map_ok(|stream| both(&link, stream))
         });
@@ -171,7 +177,7 @@ impl Connection {
     pub async fn open_uni(&self) -> Result<SendStream, OpenError> {
         let link = Arc::clone(&self.0);
         let opened = op(&self.0.gate, move |core, cx| {
-            let opened = core.poll_open(link.handle, Direction::Unidirectional, cx);
+            let opened = core.poll_open(link.handle(), Direction::Unidirectional, cx);
             opened.map_ok(|stream| SendStream::new(Arc::clone(&link), stream))
         });
         self.opened(opened.await)
@@ -180,7 +186,7 @@ impl Connection {
     /// The next stream in both directions that the peer has opened. Nothing is lost where the future is
     /// dropped.
     pub async fn accept_bi(&self) -> Result<(SendStream, RecvStream), CloseReason> {
-        match self.0.bidirectional.recv().await {
+        match self.0.parts.bidirectional.1.recv().await {
             Ok(stream) => Ok(both(&self.0, stream)),
             Err(_) => Err(self.0.reason()),
         }
@@ -189,7 +195,7 @@ impl Connection {
     /// The next stream that the peer has opened to send alone. Nothing is lost where the future is
     /// dropped.
     pub async fn accept_uni(&self) -> Result<RecvStream, CloseReason> {
-        match self.0.unidirectional.recv().await {
+        match self.0.parts.unidirectional.1.recv().await {
             Ok(stream) => Ok(RecvStream::new(Arc::clone(&self.0), stream)),
             Err(_) => Err(self.0.reason()),
         }
@@ -197,7 +203,7 @@ impl Connection {
 
     /// Sends a datagram, which may be lost or overtaken; waits while too many wait to be sent.
     pub async fn send_datagram(&self, bytes: impl Into<Bytes>) -> Result<(), SendDatagramError> {
-        let (bytes, handle) = (bytes.into(), self.0.handle);
+        let (bytes, handle) = (bytes.into(), self.0.handle());
         let sent = op(&self.0.gate, move |core, cx| {
             core.poll_send_datagram(handle, &bytes, cx)
         });
@@ -212,8 +218,26 @@ impl Connection {
 
     /// The next datagram that has come. Nothing is lost where the future is dropped.
     pub async fn receive_datagram(&self) -> Result<Bytes, CloseReason> {
-        let datagram = self.0.datagrams.recv().await;
+        let datagram = self.0.parts.datagrams.1.recv().await;
         datagram.map_err(|_| self.0.reason())
+    }
+
+    /// How it fares: round trips, losses, the path and what went over it. `None` once it is over.
+    pub async fn stats(&self) -> Option<ConnectionStats> {
+        let handle = self.0.handle();
+        let stats = op(&self.0.gate, move |core, _| {
+            Poll::Ready(core.peer.stats(handle))
+        });
+        stats.await.ok().flatten()
+    }
+
+    /// What the pool knows of it: its age, who has it, how good it is. `None` once it is over.
+    pub async fn metadata(&self) -> Option<ConnectionMetadata> {
+        let handle = self.0.handle();
+        let metadata = op(&self.0.gate, move |core, _| {
+            Poll::Ready(core.peer.metadata(handle))
+        });
+        metadata.await.ok().flatten()
     }
 
     /// Runs a future on the connection's own thread, where everything on the connection is a plain
@@ -229,20 +253,20 @@ impl Connection {
 
     /// Closes the connection; what has not arrived may never do. The peer is told `code` and `reason`.
     pub fn close(&self, code: u32, reason: impl Into<Bytes>) {
-        let close = Release::Close(self.0.handle, code, reason.into());
+        let close = Release::Close(self.0.handle(), code, reason.into());
         self.0.gate.release(close);
     }
 
     /// Waits until the connection is over, and says why.
     pub async fn closed(&self) -> CloseReason {
         // Nothing is ever sent: it ends when the shard closes it.
-        let _ = self.0.over.recv().await;
+        let _ = self.0.parts.over.1.recv().await;
         self.0.reason()
     }
 
     /// Why the connection is over; `None` while it is not.
     pub fn close_reason(&self) -> Option<CloseReason> {
-        self.0.reason.get().cloned()
+        self.0.parts.reason.get().cloned()
     }
 
     fn opened<T>(
@@ -267,10 +291,10 @@ impl Eq for Connection {}
 impl fmt::Debug for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Connection")
-            .field("peer", &self.0.peer)
-            .field("security", &self.0.security)
-            .field("incoming", &self.0.incoming)
-            .field("over", &self.0.reason.get())
+            .field("peer", &self.0.parts.peer)
+            .field("security", &self.0.parts.security)
+            .field("incoming", &self.0.parts.incoming)
+            .field("over", &self.0.parts.reason.get())
             .finish_non_exhaustive()
     }
 }

@@ -3,19 +3,20 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use futures::channel::oneshot;
 use towpath_proto::identity::PeerAddr;
 use towpath_proto::peer::{ConnectionHandle, Notice, Peer};
+use towpath_proto::pool::{Got, PoolEvent, Ticket};
 use towpath_proto::quic::{
     CloseReason, DatagramError, Direction, Read, ReadError, StreamError, StreamId, WriteError,
 };
 use towpath_proto::{Machine as _, Timestamp};
 
-use crate::connection::{Connection, Ends, Link};
+use crate::connection::{Connection, Link, Parts};
 use crate::error::ConnectError;
 use crate::events::Event;
 use crate::gate::{Gate, poll_here, register};
@@ -42,6 +43,8 @@ pub(crate) enum Release {
     Reset(ConnectionHandle, StreamId, u32),
     /// Stop a stream with a code.
     Stop(ConnectionHandle, StreamId, u32),
+    /// An answer that nobody waits for any more.
+    Get(Ticket),
     /// Close the connection.
     Close(ConnectionHandle, u32, Bytes),
 }
@@ -53,17 +56,21 @@ pub(crate) struct Core {
     gate: Arc<Gate>,
     shared: Arc<Shared>,
     connections: HashMap<ConnectionHandle, Entry>,
-    dials: HashMap<ConnectionHandle, Dial>,
+    /// Who waits for a connection.
+    asking: HashMap<Ticket, Asker>,
     spawned: Vec<Task>,
-    /// Who is told when all connections are over; there are no new ones.
-    closing: Option<oneshot::Sender<()>>,
+    /// Who is told when nothing is left of any connection.
+    closing: Vec<oneshot::Sender<()>>,
+    is_shut_down: bool,
 }
 
-type Dial = oneshot::Sender<Result<Connection, ConnectError>>;
+type Asker = oneshot::Sender<Result<Connection, ConnectError>>;
 
 /// A connection, and who waits for something on it.
 struct Entry {
-    ends: Ends,
+    parts: Arc<Parts>,
+    /// The handle that there is, where there is one.
+    link: Weak<Link>,
     streams: HashMap<StreamId, Waiting>,
     /// For streams to be opened, by direction.
     openers: [Vec<Waker>; 2],
@@ -102,9 +109,10 @@ impl Core {
             gate,
             shared,
             connections: HashMap::default(),
-            dials: HashMap::default(),
+            asking: HashMap::default(),
             spawned: Vec::new(),
-            closing: None,
+            closing: Vec::new(),
+            is_shut_down: false,
         }
     }
 
@@ -153,20 +161,36 @@ impl Core {
         })));
     }
 
-    /// Calls a peer.
-    pub(crate) fn connect(&mut self, to: &PeerAddr, answer: Dial) {
-        if self.closing.is_some() {
-            let _ = answer.send(Err(ConnectError::NodeClosed));
-            return;
-        }
-        match self.peer.connect(self.now, to) {
-            Ok(handle) => {
-                self.dials.insert(handle, answer);
+    /// Asks the pool for a connection with a peer.
+    pub(crate) fn connect(&mut self, to: &PeerAddr, ticket: Ticket, answer: Asker) {
+        let outcome = match self.peer.get(self.now, to, ticket) {
+            Ok(Got::Waiting) => {
+                self.asking.insert(ticket, answer);
+                return;
             }
-            Err(error) => {
-                let _ = answer.send(Err(error.into()));
-            }
+            Ok(Got::Live(connection)) => self.hand_out(connection),
+            Err(error) => Err(error.into()),
+        };
+        // Who asked may have gone; the connection is dropped then.
+        let _ = answer.send(outcome);
+    }
+
+    /// A handle of a connection, for a reference that the pool has given.
+    fn hand_out(&mut self, handle: ConnectionHandle) -> Result<Connection, ConnectError> {
+        let gate = Arc::clone(&self.gate);
+        let Some(entry) = self.connections.get_mut(&handle) else {
+            self.peer.release(self.now, handle);
+            return Err(ConnectError::NodeClosed);
+        };
+        if let Some(link) = entry.link.upgrade() {
+            // All handles together have one reference.
+            self.peer.release(self.now, handle);
+            return Ok(Connection::new(link));
         }
+        let link = Link::new(&gate, &entry.parts);
+        entry.link = Arc::downgrade(&link);
+        self.shared.directory.add(entry.parts.peer(), &link);
+        Ok(Connection::new(link))
     }
 
     pub(crate) fn poll_open(
@@ -313,8 +337,11 @@ impl Core {
     /// Lets go of what a handle was for.
     pub(crate) fn release(&mut self, what: Release) {
         match what {
-            Release::Connection(connection) => {
-                self.peer.close(self.now, connection, 0, b"");
+            Release::Connection(connection) => self.release_connection(connection),
+            Release::Get(ticket) => {
+                // Where it was answered meanwhile, the answer is dropped with the connection in it.
+                self.asking.remove(&ticket);
+                self.peer.cancel(self.now, ticket);
             }
             Release::Sending(connection, stream, early) => {
                 if early {
@@ -338,19 +365,16 @@ impl Core {
 
     /// Closes all connections; `done` is told when nothing is left of them.
     pub(crate) fn close(&mut self, done: oneshot::Sender<()>) {
-        let open = self.connections.keys().chain(self.dials.keys());
-        for connection in open.copied().collect::<Vec<_>>() {
-            self.peer.close(self.now, connection, 0, b"");
+        self.closing.push(done);
+        self.peer.shutdown(self.now);
+        if self.is_shut_down {
+            self.tell_closed();
         }
-        self.closing = Some(done);
     }
 
-    /// Tells who waits for the end that it has come, where it has.
-    pub(crate) fn check_closed(&mut self) {
-        if self.closing.is_some()
-            && self.peer.is_empty()
-            && let Some(done) = self.closing.take()
-        {
+    fn tell_closed(&mut self) {
+        for done in self.closing.drain(..) {
+            // Who closes the node may have gone.
             let _ = done.send(());
         }
     }
@@ -358,12 +382,13 @@ impl Core {
     /// The shard is over, and with it every connection.
     pub(crate) fn end(&mut self) {
         for (_, entry) in self.connections.drain() {
-            entry.ends.close(CloseReason::Here);
+            entry.parts.close(CloseReason::Here);
             entry.wake_everybody();
         }
-        for (_, answer) in self.dials.drain() {
+        for (_, answer) in self.asking.drain() {
             let _ = answer.send(Err(ConnectError::NodeClosed));
         }
+        self.tell_closed();
     }
 
     /// Tells who waits what has happened. Returns whether anything has.
@@ -384,17 +409,16 @@ impl Core {
                 security,
                 incoming,
             } => {
-                let (link, ends) = Link::new(&self.gate, connection, peer, security, incoming);
-                self.connections.insert(connection, Entry::new(ends));
-                if self.closing.is_some() {
-                    self.peer.close(self.now, connection, 0, b"");
-                }
+                let parts = Parts::new(connection, peer, security, incoming);
+                self.connections.insert(connection, Entry::new(parts));
                 self.shared.tell(&Event::Connected {
                     peer,
                     security,
                     incoming,
                 });
-                self.give(connection, Connection::new(link), incoming);
+                if incoming {
+                    self.give(connection);
+                }
             }
             Notice::Closed { connection, reason } => self.closed(connection, reason),
             Notice::Opened {
@@ -432,40 +456,96 @@ impl Core {
                     wake_all(&mut entry.datagram_senders);
                 }
             }
+            Notice::Got { ticket, result } => {
+                let outcome = match result {
+                    Ok(connection) => self.hand_out(connection),
+                    Err(error) => Err(error.into()),
+                };
+                if let Some(answer) = self.asking.remove(&ticket) {
+                    let _ = answer.send(outcome);
+                }
+            }
+            Notice::Pool(event) => self.tell_of_pool(event),
+            Notice::Breaker(change) => self.shared.tell(&Event::Breaker(change)),
+            Notice::ShutDown => {
+                self.is_shut_down = true;
+                self.tell_closed();
+            }
         }
     }
 
-    /// Gives a connection to who called, or to who accepts.
-    fn give(&mut self, handle: ConnectionHandle, connection: Connection, incoming: bool) {
-        if !incoming {
-            if let Some(answer) = self.dials.remove(&handle) {
-                // Who called may have gone; the connection is dropped then.
-                let _ = answer.send(Ok(connection));
-            }
+    /// Gives a connection that a peer has made to whoever accepts.
+    fn give(&mut self, handle: ConnectionHandle) {
+        if !self.peer.retain(self.now, handle) {
             return;
         }
+        let Ok(connection) = self.hand_out(handle) else {
+            return;
+        };
         match self.shared.serve(&connection) {
             Some(task) => self.spawned.push(task),
             None => {
                 if self.shared.accepts.try_send(connection).is_err() {
                     self.shared.counters.not_accepted.add(1);
-                    self.peer
-                        .close(self.now, handle, NOT_ACCEPTED, b"too many wait");
+                    let now = self.now;
+                    self.peer.close(now, handle, NOT_ACCEPTED, b"too many wait");
                 }
             }
         }
     }
 
-    fn closed(&mut self, connection: ConnectionHandle, reason: CloseReason) {
-        if let Some(answer) = self.dials.remove(&connection) {
-            let _ = answer.send(Err(ConnectError::Handshake(reason)));
-            return;
+    /// The last handle is gone. One that this node has made stays in the pool for a while; one that a
+    /// peer has made has nobody who would serve it.
+    fn release_connection(&mut self, connection: ConnectionHandle) {
+        let unserved = self
+            .connections
+            .get(&connection)
+            .is_some_and(|entry| entry.parts.is_incoming() && entry.link.strong_count() == 0);
+        self.peer.release(self.now, connection);
+        if unserved {
+            self.peer.close(self.now, connection, 0, b"");
         }
+    }
+
+    fn closed(&mut self, connection: ConnectionHandle, reason: CloseReason) {
         if let Some(entry) = self.connections.remove(&connection) {
-            let peer = entry.ends.close(reason.clone());
+            let peer = entry.parts.peer();
+            entry.parts.close(reason.clone());
+            self.shared.directory.remove(peer, connection);
             entry.wake_everybody();
             self.shared.tell(&Event::Closed { peer, reason });
         }
+    }
+
+    /// Tells what the pool did that the connections' own events do not say.
+    fn tell_of_pool(&self, event: PoolEvent<ConnectionHandle>) {
+        let event = match event {
+            PoolEvent::Retry {
+                peer,
+                attempt,
+                after,
+                error,
+            } => Event::Retry {
+                peer,
+                attempt,
+                after,
+                error,
+            },
+            PoolEvent::Failed {
+                peer,
+                attempts,
+                error,
+            } => Event::Failed {
+                peer,
+                attempts,
+                error,
+            },
+            PoolEvent::Full { peer } => Event::Full { peer },
+            PoolEvent::Opened { .. } | PoolEvent::Reused { .. } | PoolEvent::Closed { .. } => {
+                return;
+            }
+        };
+        self.shared.tell(&event);
     }
 
     /// Takes the streams that the peer has opened.
@@ -473,7 +553,7 @@ impl Core {
         while let Ok(Some(stream)) = self.peer.accept(self.now, connection, direction) {
             self.add_stream(connection, stream, direction);
             if let Some(entry) = self.connections.get(&connection) {
-                entry.ends.accepted(direction, stream);
+                entry.parts.accepted(direction, stream);
             }
         }
     }
@@ -483,7 +563,7 @@ impl Core {
             let Some(entry) = self.connections.get(&connection) else {
                 return;
             };
-            if !entry.ends.datagram(datagram) {
+            if !entry.parts.datagram(datagram) {
                 self.shared.counters.dropped_datagrams.add(1);
             }
         }
@@ -535,9 +615,10 @@ impl Core {
 }
 
 impl Entry {
-    fn new(ends: Ends) -> Self {
+    fn new(parts: Arc<Parts>) -> Self {
         Self {
-            ends,
+            parts,
+            link: Weak::new(),
             streams: HashMap::default(),
             openers: [Vec::new(), Vec::new()],
             datagram_senders: Vec::new(),

@@ -4,7 +4,8 @@ use std::io;
 use std::net::SocketAddr;
 
 use towpath_engine::StartError;
-use towpath_proto::peer::PeerConfigError;
+use towpath_proto::peer::{ConnectError as NotBegun, PeerConfigError};
+use towpath_proto::pool::{DialError, GetError};
 use towpath_proto::quic::{CloseReason, DatagramError};
 
 use crate::key_file::KeyFileError;
@@ -45,15 +46,12 @@ pub enum SpawnError {
     Twice(SocketAddr),
 }
 
-/// Why there is no connection. [`fault`](Self::fault) says whose fault it is.
+/// Why there is no connection: which step failed. [`fault`](Self::fault) says whose fault it is.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// It could not be begun.
-    #[error("the call could not be begun: {0}")]
-    NotBegun(#[from] towpath_proto::peer::ConnectError),
-    /// The handshake came to nothing.
-    #[error("the handshake failed: {0}")]
-    Handshake(CloseReason),
+    /// The pool gives none, or could not make one.
+    #[error(transparent)]
+    Pool(#[from] GetError),
     /// The node has been closed.
     #[error("this node is closed")]
     NodeClosed,
@@ -62,16 +60,30 @@ pub enum ConnectError {
 impl ConnectError {
     /// Whose fault it is.
     pub fn fault(&self) -> Fault {
-        match self {
-            Self::NotBegun(error) => match error {
-                towpath_proto::peer::ConnectError::Myself
-                | towpath_proto::peer::ConnectError::NoAddress(_) => Fault::Caller,
-                towpath_proto::peer::ConnectError::Full(_)
-                | towpath_proto::peer::ConnectError::Exhausted => Fault::Here,
-            },
-            Self::Handshake(reason) => fault_of(reason),
-            Self::NodeClosed => Fault::Here,
+        let error = match self {
+            Self::NodeClosed => return Fault::Here,
+            Self::Pool(error) => error,
+        };
+        match error {
+            GetError::Full { .. }
+            | GetError::TooManyWaiters(_)
+            | GetError::TicketInUse(_)
+            | GetError::ShuttingDown => Fault::Here,
+            GetError::Held { .. } => Fault::Network,
+            GetError::Failed { error, .. } => fault_of_dial(error),
+            GetError::Deadline { last, .. } => last.as_ref().map_or(Fault::Network, fault_of_dial),
         }
+    }
+}
+
+fn fault_of_dial(error: &DialError) -> Fault {
+    match error {
+        DialError::NotBegun(NotBegun::Myself | NotBegun::NoAddress(_)) => Fault::Caller,
+        DialError::NotBegun(NotBegun::Full(_) | NotBegun::Exhausted | NotBegun::ShuttingDown) => {
+            Fault::Here
+        }
+        DialError::Ended(reason) => fault_of(reason),
+        DialError::TooSlow(_) => Fault::Network,
     }
 }
 

@@ -4,10 +4,13 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use async_channel::{Receiver, Sender, TrySendError};
 use futures::Stream;
+use towpath_proto::breaker::BreakerChange;
 use towpath_proto::identity::PeerId;
+use towpath_proto::pool::DialError;
 use towpath_proto::quic::{CloseReason, SecurityLevel};
 
 /// Events that wait for one who listens.
@@ -33,6 +36,33 @@ pub enum Event {
         /// Why.
         reason: CloseReason,
     },
+    /// A peer was called and did not answer; it is called again.
+    Retry {
+        /// Whom.
+        peer: PeerId,
+        /// The attempt that failed, from 1.
+        attempt: u32,
+        /// The pause before the next one.
+        after: Duration,
+        /// Why it failed.
+        error: DialError,
+    },
+    /// A peer cannot be reached.
+    Failed {
+        /// Whom.
+        peer: PeerId,
+        /// Attempts that were made.
+        attempts: u32,
+        /// Why the last one failed.
+        error: DialError,
+    },
+    /// There was no room for a connection.
+    Full {
+        /// With whom.
+        peer: PeerId,
+    },
+    /// Something is called no more for a while because it did not answer too often, or is called again.
+    Breaker(BreakerChange),
 }
 
 /// The events of a node, from when it was asked for; ends with the node. One who does not keep up loses

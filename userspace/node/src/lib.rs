@@ -45,6 +45,7 @@
 
 mod connection;
 mod core;
+mod directory;
 mod error;
 mod events;
 mod gate;

@@ -16,10 +16,11 @@ use towpath_engine::{Driver, Engine, EngineConfig, Report, SteeringRule};
 use towpath_proto::identity::{Identity, KEY_BYTES, PeerAddr, PeerId, SecretKey};
 use towpath_proto::machine::ShardId;
 use towpath_proto::peer::{Peer, PeerConfig, SHARD_MARKS};
+use towpath_proto::pool::{Permits, Ticket};
 use towpath_proto::quic::SecurityPolicy;
 
-use crate::connection::Connection;
-use crate::core::Core;
+use crate::connection::{Connection, Link};
+use crate::core::{Core, Release};
 use crate::error::{ConnectError, SpawnError};
 use crate::events::{Events, subscribe};
 use crate::gate::{Gate, Order};
@@ -53,6 +54,7 @@ pub struct Node(Arc<Inner>);
 
 struct Inner {
     id: PeerId,
+    config: Arc<PeerConfig>,
     shards: NonZeroU16,
     gates: Box<[Arc<Gate>]>,
     shared: Arc<Shared>,
@@ -150,10 +152,12 @@ impl NodeBuilder {
         let shared = Arc::new(Shared::new(accepts));
         let shards = NonZeroU16::new(engine.shards).unwrap_or_else(one_per_core);
         engine.shards = shards.get();
+        let permits = Permits::new(peer.pool.max_total_connections);
         let mut parts = Vec::new();
         for index in 0..shards.get() {
             let gate = Arc::new(Gate::new());
             let machine = Peer::new(Arc::clone(&peer), &identity, ShardId(index), random()?)?;
+            let machine = machine.sharing(permits.clone());
             parts.push(Some((machine, gate)));
         }
         let gates: Box<[_]> = parts
@@ -176,6 +180,7 @@ impl NodeBuilder {
         }
         Ok(Node(Arc::new(Inner {
             id: identity.id(),
+            config: peer,
             shards,
             gates,
             shared,
@@ -232,12 +237,21 @@ impl Node {
         &self.0.shared.counters
     }
 
-    /// A connection to a peer.
+    /// A connection with a peer: the one there is, whoever of the two has made it, or a new one. All who
+    /// ask for the same peer at a time wait for the same call, and get the same connection.
+    ///
+    /// A peer that does not answer is called again, with growing pauses, until
+    /// [`PoolConfig::retry`](towpath_proto::pool::PoolConfig::retry) says that it is enough. Who drops
+    /// the future gives up waiting.
     pub async fn connect(&self, to: &PeerAddr) -> Result<Connection, ConnectError> {
+        if let Some(link) = self.0.known(to.id()) {
+            return Ok(Connection::new(link));
+        }
         let (answer, answered) = oneshot::channel();
-        let to = to.clone();
         let gate = self.home(to.id());
-        let mut order = Order::Run(Box::new(move |core| core.connect(&to, answer)));
+        let ticket = self.0.shared.ticket();
+        let to = to.clone();
+        let mut order = Order::Run(Box::new(move |core| core.connect(&to, ticket, answer)));
         loop {
             match gate.send(order) {
                 Ok(Ok(())) => break,
@@ -246,7 +260,13 @@ impl Node {
             }
             yield_once().await;
         }
-        answered.await.unwrap_or(Err(ConnectError::NodeClosed))
+        let mut asking = Asking {
+            gate,
+            ticket: Some(ticket),
+        };
+        let answer = answered.await.unwrap_or(Err(ConnectError::NodeClosed));
+        asking.ticket = None;
+        answer
     }
 
     /// The next connection that a peer has made to this node; `None` once the node is closed. Not
@@ -294,6 +314,14 @@ impl Node {
 }
 
 impl Inner {
+    /// The connection with a peer that somebody has, where one is all there may be.
+    fn known(&self, peer: PeerId) -> Option<Arc<Link>> {
+        match self.config.pool.max_connections_per_peer {
+            1 => self.shared.directory.get(peer),
+            _ => None,
+        }
+    }
+
     fn engine(&self) -> std::sync::MutexGuard<'_, Option<Engine<Shard>>> {
         self.engine.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -313,6 +341,21 @@ impl fmt::Debug for Node {
             .field("id", &self.0.id)
             .field("addresses", &self.0.addresses)
             .finish_non_exhaustive()
+    }
+}
+
+/// A call that is waited for.
+struct Asking<'a> {
+    gate: &'a Gate,
+    /// `None` once it was answered.
+    ticket: Option<Ticket>,
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        if let Some(ticket) = self.ticket {
+            self.gate.release(Release::Get(ticket));
+        }
     }
 }
 

@@ -64,7 +64,6 @@ impl Shard {
                 self.poll_tasks();
             }
             if !busy {
-                self.core().check_closed();
                 return;
             }
         }

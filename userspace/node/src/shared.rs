@@ -4,9 +4,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use async_channel::Sender;
+use towpath_proto::pool::Ticket;
 
 use crate::connection::Connection;
 use crate::core::Task;
+use crate::directory::Directory;
 use crate::events::{Event, Listener};
 
 /// What is done with an incoming connection, on its own thread.
@@ -17,6 +19,8 @@ pub(crate) struct Shared {
     pub(crate) accepts: Sender<Connection>,
     pub(crate) counters: NodeCounters,
     pub(crate) handler: OnceLock<Handler>,
+    pub(crate) directory: Directory,
+    tickets: AtomicU64,
     listeners: Mutex<Vec<Listener>>,
 }
 
@@ -52,6 +56,8 @@ impl Shared {
             accepts,
             counters: NodeCounters::default(),
             handler: OnceLock::new(),
+            directory: Directory::new(),
+            tickets: AtomicU64::new(0),
             listeners: Mutex::new(Vec::new()),
         }
     }
@@ -60,6 +66,11 @@ impl Shared {
     pub(crate) fn serve(&self, connection: &Connection) -> Option<Task> {
         let handler = self.handler.get()?;
         Some(handler(connection.clone()))
+    }
+
+    /// A ticket that no other call of this node has.
+    pub(crate) fn ticket(&self) -> Ticket {
+        Ticket(self.tickets.fetch_add(1, Ordering::Relaxed))
     }
 
     pub(crate) fn listen(&self, listener: Listener) {

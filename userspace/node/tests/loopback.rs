@@ -251,7 +251,10 @@ fn a_call_to_nobody_times_out_and_says_whose_fault_it_is() {
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
     let caller = Node::builder()
         .listen(any)
-        .configure(|config| config.quic.idle_timeout = Duration::from_millis(200))
+        .configure(|config| {
+            config.quic.idle_timeout = Duration::from_millis(200);
+            config.pool.retry.max_attempts = 2;
+        })
         .spawn()
         .unwrap();
     let silent = std::net::UdpSocket::bind(any).unwrap();
@@ -288,4 +291,91 @@ fn connections_of_a_node_with_several_shards_are_on_all_of_them() {
             }
         });
     }
+}
+
+#[test]
+fn all_who_ask_for_a_peer_share_one_connection() {
+    let any = SocketAddr::from(([127, 0, 0, 1], 0));
+    for shards in [1, 3] {
+        let spawn = || Node::builder().shards(shards).listen(any).spawn().unwrap();
+        let (caller, callee) = (spawn(), spawn());
+        let address = callee.peer_addr().unwrap();
+        let threads: Vec<_> = (0..16)
+            .map(|_| {
+                let (caller, address) = (caller.clone(), address.clone());
+                thread::spawn(move || block_on(caller.connect(&address)).unwrap())
+            })
+            .collect();
+        let connections: Vec<_> = threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap())
+            .collect();
+        assert!(connections.iter().all(|one| *one == connections[0]));
+        block_on(async {
+            let into = callee.accept().await.unwrap();
+            // The way back is the same connection.
+            let back = callee.connect(&caller.peer_addr().unwrap()).await.unwrap();
+            assert!(back == into && back.is_incoming());
+            let metadata = connections[0].metadata().await.unwrap();
+            assert_eq!((metadata.peer, metadata.references), (callee.id(), 1));
+            assert!(connections[0].stats().await.unwrap().sent_datagrams > 0);
+        });
+    }
+}
+
+#[test]
+fn a_connection_that_nobody_has_waits_in_the_pool_for_the_next_one() {
+    let (caller, callee, out, into) = pair(Driver::Auto);
+    let address = callee.peer_addr().unwrap();
+    let established = block_on(out.metadata()).unwrap().established_at;
+    drop(out);
+    block_on(async {
+        let again = caller.connect(&address).await.unwrap();
+        assert_eq!(again.metadata().await.unwrap().established_at, established);
+        // It works as before.
+        let mut send = again.open_uni().await.unwrap();
+        send.write_all(b"again").await.unwrap();
+        send.finish().await.unwrap();
+        let mut receive = into.accept_uni().await.unwrap();
+        assert_eq!(receive.read_to_end(9).await.unwrap(), b"again");
+    });
+}
+
+#[test]
+fn a_connection_of_nobody_ends_when_it_was_idle_for_long_enough() {
+    let any = SocketAddr::from(([127, 0, 0, 1], 0));
+    let caller = Node::builder()
+        .listen(any)
+        .configure(|config| {
+            config.pool.idle_timeout = Duration::from_millis(20);
+            config.pool.keep_alive_interval = Duration::from_millis(10);
+        })
+        .spawn()
+        .unwrap();
+    let callee = node(Driver::Auto);
+    let address = callee.peer_addr().unwrap();
+    block_on(async {
+        drop(caller.connect(&address).await.unwrap());
+        let into = callee.accept().await.unwrap();
+        assert!(matches!(into.closed().await, CloseReason::Peer { .. }));
+    });
+}
+
+#[test]
+fn a_call_that_nobody_waits_for_is_given_up() {
+    let any = SocketAddr::from(([127, 0, 0, 1], 0));
+    let (caller, callee) = (node(Driver::Auto), node(Driver::Auto));
+    let silent = std::net::UdpSocket::bind(any).unwrap();
+    let to = towpath::PeerAddr::new(
+        towpath::PeerId::from_bytes([7; 32]),
+        [silent.local_addr().unwrap()],
+    )
+    .unwrap();
+    block_on(async {
+        assert!(futures::poll!(Box::pin(caller.connect(&to))).is_pending());
+        // Orderly, and not after the time that a call takes.
+        caller.close().await;
+        let refused = callee.connect(&callee.peer_addr().unwrap()).await;
+        assert_eq!(refused.unwrap_err().fault(), towpath::Fault::Caller);
+    });
 }
