@@ -3,6 +3,7 @@
 use std::io::{self, Write as _};
 use std::process::ExitCode;
 
+use serde::Serialize;
 use towpath_server::config::ReadError;
 
 /// What clap ends with for wrong usage.
@@ -51,6 +52,13 @@ impl Failure {
         }
         ExitCode::from(code)
     }
+}
+
+/// A report for programs.
+pub(crate) fn json(report: &impl Serialize) -> Result<String, Failure> {
+    let text = serde_json::to_string_pretty(report);
+    text.map(|text| text + "\n")
+        .map_err(|error| Failure::Runtime(error.to_string()))
 }
 
 /// Writes to standard output; a reader that has seen enough, such as `head`, is no failure.

@@ -2,12 +2,18 @@
 #![forbid(unsafe_code)]
 
 mod config;
+mod connect;
 mod credentials;
 mod drain;
 mod exit;
 mod id;
 mod limits;
+mod listen;
+mod node;
+mod perf;
+mod ping;
 mod reload;
+mod round_trip;
 mod serve;
 mod status;
 mod stun;
@@ -26,7 +32,7 @@ use exit::Failure;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// A TURN and STUN relay for Linux, and the tools around it.
+/// A TURN and STUN relay for Linux, nodes that connect by key, and the tools around them.
 #[derive(Parser)]
 #[command(name = "towpath", version, arg_required_else_help = true, after_help = EXAMPLES)]
 struct Arguments {
@@ -48,6 +54,9 @@ Examples:
   towpath reload                               have it read its configuration again
   towpath top                                  who sends and receives how much, now
   towpath limits set alice --up 20Mbit         limit a user, from the next packet on
+  towpath listen --serve                       a node of its own; prints the address it is called by
+  towpath ping PEER-ADDR                       a connection to it: set-up time, round trips, loss
+  tar c . | towpath connect PEER-ADDR          bytes to `towpath listen`, encrypted and by key
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 77 a privilege is missing, 78 the configuration is
 wrong.";
@@ -80,6 +89,14 @@ enum Command {
     Credentials(credentials::Arguments),
     /// Print this node's peer id, and make its key where there is none
     Id(id::Arguments),
+    /// Wait for a peer, and join standard input and output with it; or serve ping and perf
+    Listen(listen::Arguments),
+    /// Join standard input and output with those of a peer that listens
+    Connect(connect::Arguments),
+    /// Connect to a peer, and measure round trips
+    Ping(ping::Arguments),
+    /// Connect to a peer, and measure throughput
+    Perf(perf::Arguments),
     /// Print completions for a shell
     Completions {
         /// The shell
@@ -109,6 +126,10 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::User(command) => user::run(command),
         Command::Credentials(arguments) => credentials::run(arguments),
         Command::Id(arguments) => id::run(arguments),
+        Command::Listen(arguments) => listen::run(arguments),
+        Command::Connect(arguments) => connect::run(arguments),
+        Command::Ping(arguments) => ping::run(arguments),
+        Command::Perf(arguments) => perf::run(arguments),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Arguments::command(), "towpath", &mut script);

@@ -151,17 +151,10 @@ fn is_nothing(error: &io::Error) -> bool {
     )
 }
 
-/// A report for programs.
-fn as_json(report: &impl Serialize) -> Result<String, Failure> {
-    let text = serde_json::to_string_pretty(report);
-    text.map(|text| text + "\n")
-        .map_err(|error| Failure::Runtime(error.to_string()))
-}
-
 impl Report {
     fn text(&self, json: bool) -> Result<String, Failure> {
         if json {
-            return as_json(self);
+            return exit::json(self);
         }
         let mut text = format!("stun {}\n", self.server);
         if let Some(mapped) = self.mapped {

@@ -8,12 +8,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
-use hdrhistogram::Histogram;
 use serde::Serialize;
 use towpath_proto::turn::client::Credentials;
 use towpath_server::generated::GeneratedUser;
 
 use crate::exit::{self, Failure};
+use crate::round_trip::RoundTrip;
 use crate::serve::Places;
 use crate::target::{Target, shown};
 use probe::{Plan, Run};
@@ -102,9 +102,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     let run = probe::run(&plan)?;
     let report = Report::new(&plan, &run);
     let text = if json {
-        let text = serde_json::to_string_pretty(&report)
-            .map_err(|error| Failure::Runtime(error.to_string()))?;
-        text + "\n"
+        exit::json(&report)?
     } else {
         report.text()
     };
@@ -148,16 +146,6 @@ struct Report {
     lost: u32,
     duplicates: u32,
     round_trip: Option<RoundTrip>,
-}
-
-/// Round trips in microseconds.
-#[derive(Serialize)]
-struct RoundTrip {
-    min_us: f64,
-    p50_us: f64,
-    p90_us: f64,
-    p99_us: f64,
-    max_us: f64,
 }
 
 impl Report {
@@ -206,32 +194,8 @@ impl Report {
             let _ = writeln!(text, "  duplicates   {}", self.duplicates);
         }
         if let Some(trip) = &self.round_trip {
-            let [min, p50, p90, p99, max] = [
-                trip.min_us,
-                trip.p50_us,
-                trip.p90_us,
-                trip.p99_us,
-                trip.max_us,
-            ]
-            .map(time);
-            let _ = writeln!(
-                text,
-                "  round trip   min {min}, p50 {p50}, p90 {p90}, p99 {p99}, max {max}"
-            );
+            let _ = writeln!(text, "  round trip   {trip}");
         }
         text
-    }
-}
-
-impl RoundTrip {
-    fn of(histogram: &Histogram<u64>) -> Option<Self> {
-        let us = |ns: u64| ns as f64 / 1e3;
-        (!histogram.is_empty()).then(|| Self {
-            min_us: us(histogram.min()),
-            p50_us: us(histogram.value_at_quantile(0.5)),
-            p90_us: us(histogram.value_at_quantile(0.9)),
-            p99_us: us(histogram.value_at_quantile(0.99)),
-            max_us: us(histogram.max()),
-        })
     }
 }

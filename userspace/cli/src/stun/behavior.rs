@@ -11,7 +11,7 @@ use towpath_proto::nat::{
 };
 use towpath_proto::stun::Schedule;
 
-use super::{MIN_WAIT, as_json, is_nothing};
+use super::{MIN_WAIT, is_nothing};
 use crate::exit::{self, Failure};
 use crate::target::{self, Clock, explain};
 
@@ -46,7 +46,7 @@ pub(super) fn run(server: SocketAddr, json: bool) -> Result<(), Failure> {
     let found = found.map_err(|error| Failure::Runtime(format!("{server}: {error}")))?;
     let report = Report::new(server, &found);
     let text = if json {
-        as_json(&report)?
+        exit::json(&report)?
     } else {
         report.text(&found)
     };
