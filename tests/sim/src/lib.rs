@@ -17,6 +17,7 @@
 //! half of the runs packets take it. Half of the runs have limits that change at any time. [`client`]s do anything at any time; [`scenario::run`] puts it all together.
 //!
 //! [`swarm`] is nodes that call each other: the machine of the library, with a key exchange from a seed.
+//! [`hub`] is a node with limits among others.
 //!
 //! ```text
 //!   cargo test -p towpath-sim                                  1,000 seeds
@@ -31,6 +32,7 @@
 pub mod client;
 pub mod crypto;
 pub mod dice;
+pub mod hub;
 pub mod kernel;
 pub mod model;
 pub mod network;

@@ -66,6 +66,8 @@ pub struct Account {
     meter: Meter<AtomicU64>,
     /// Bytes that came and are not paid for: headers and acknowledgements.
     owed: AtomicU32,
+    /// Bytes that were charged for what came, while there was a limit.
+    taken: AtomicU64,
     /// By [`Way`]: whether something had to wait since the adaptation looked last.
     waited: [AtomicBool; 2],
 }
@@ -131,6 +133,21 @@ impl Account {
 
     pub(super) fn take_waited(&self, way: Way) -> bool {
         self.waited[index_of(way)].swap(false, Ordering::Relaxed)
+    }
+
+    /// So much was charged for what came.
+    pub(crate) fn take(&self, bytes: u32) {
+        self.taken.fetch_add(bytes.into(), Ordering::Relaxed);
+    }
+
+    /// What was used in one direction, as far as it tells what is wanted: what comes does so in lumps, as
+    /// windows open, and is read evenly.
+    pub(super) fn measured(&self, way: Way) -> u64 {
+        let bytes = match way {
+            Way::Up => &self.meter.up.bytes,
+            Way::Down => &self.taken,
+        };
+        bytes.load(Ordering::Relaxed)
     }
 
     pub(crate) fn owed(&self) -> u32 {

@@ -327,8 +327,8 @@ impl Bandwidth {
         self.table().sharing
     }
 
-    /// A connection to a peer begins.
-    pub(crate) fn enter(&self, now: Timestamp, peer: PeerId) -> Arc<Account> {
+    /// A connection to a peer begins: whose buckets it is charged to.
+    pub fn enter(&self, now: Timestamp, peer: PeerId) -> Arc<Account> {
         let mut table = self.table();
         table.forget(now);
         let entry = table.entry(peer);
@@ -338,7 +338,7 @@ impl Bandwidth {
     }
 
     /// A connection to a peer is over.
-    pub(crate) fn leave(&self, now: Timestamp, peer: PeerId) {
+    pub fn leave(&self, now: Timestamp, peer: PeerId) {
         let mut table = self.table();
         let Some(entry) = table.peers.get_mut(&peer) else {
             return;

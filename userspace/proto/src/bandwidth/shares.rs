@@ -108,7 +108,7 @@ impl Table {
     /// Begins to count what peers use.
     fn look(&mut self, way: Way) {
         for entry in self.peers.values_mut() {
-            let bytes = bytes_of(&entry.account, way);
+            let bytes = entry.account.measured(way);
             entry.demand[index_of(way)] = Demand { bytes, used: 0 };
             entry.account.take_waited(way);
         }
@@ -197,7 +197,7 @@ impl Table {
 impl Demand {
     /// What is wanted, as far as what was used since the last look tells.
     fn follow(&mut self, account: &Account, way: Way, passed: Duration) -> u64 {
-        let bytes = bytes_of(account, way);
+        let bytes = account.measured(way);
         let new = bytes.wrapping_sub(self.bytes);
         self.bytes = bytes;
         let now = rate(new, passed);
@@ -214,8 +214,4 @@ impl Demand {
             self.used
         }
     }
-}
-
-fn bytes_of(account: &Account, way: Way) -> u64 {
-    account.direction(way).bytes.load(Ordering::Relaxed)
 }

@@ -64,8 +64,9 @@ impl Peer {
         } else {
             charged
         };
-        if reserve(now, &own, &all, due, Depth::Whole).is_err() {
-            account.owe(due);
+        match reserve(now, &own, &all, due, Depth::Whole) {
+            Ok(_) => account.take(due),
+            Err(_) => account.owe(due),
         }
     }
 
@@ -155,8 +156,10 @@ impl Peer {
             Ok(Read::Blocked | Read::Finished) | Err(_) => grant.owed,
         };
         let unused = grant.charged.saturating_sub(used);
-        if grant.owed > 0 {
-            self.account(index).paid(grant.owed);
+        if grant.charged > 0 {
+            let account = self.account(index);
+            account.paid(grant.owed);
+            account.take(used);
         }
         self.give_back(index, Way::Down, grant.reservation, unused);
         let Some(link) = self.link(index) else {
@@ -233,6 +236,7 @@ impl Peer {
             let bytes = self.endpoint.receive_datagram(index)?;
             let len = bytes.len() as u32;
             let Err(refused) = self.reserve(self.now, index, Way::Down, len, Depth::Whole) else {
+                self.account(index).take(len);
                 return Some(bytes);
             };
             let account = self.account(index);
