@@ -14,12 +14,12 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use rustls::crypto::CryptoProvider;
+use towpath_proto::Timestamp;
 use towpath_proto::bandwidth::Bandwidth;
 use towpath_proto::identity::{Identity, PeerAddr, PeerId, SecretKey};
 use towpath_proto::machine::{ListenerId, ShardId, Socket};
 use towpath_proto::peer::{Call, ConnectionHandle, Notice, Peer, PeerConfig};
 use towpath_proto::quic::{Direction, Read, StreamId};
-use towpath_proto::{Machine as _, Timestamp};
 
 use crate::dice::Dice;
 use crate::network::{Edge, HostId, Link, Network, Packet};

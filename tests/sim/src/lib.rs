@@ -17,7 +17,7 @@
 //! half of the runs packets take it. Half of the runs have limits that change at any time. [`client`]s do anything at any time; [`scenario::run`] puts it all together.
 //!
 //! [`swarm`] is nodes that call each other: the machine of the library, with a key exchange from a seed.
-//! [`hub`] is a node with limits among others.
+//! [`hub`] is a node with limits among others, [`limiter`] its limits alone beside a reference.
 //!
 //! ```text
 //!   cargo test -p towpath-sim                                  1,000 seeds
@@ -34,6 +34,7 @@ pub mod crypto;
 pub mod dice;
 pub mod hub;
 pub mod kernel;
+pub mod limiter;
 pub mod model;
 pub mod network;
 pub mod peer;

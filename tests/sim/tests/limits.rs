@@ -9,7 +9,9 @@ use towpath_proto::common::rate::LimitWord;
 use towpath_proto::machine::Machine as _;
 use towpath_sim::crypto;
 use towpath_sim::hub::Hub;
+use towpath_sim::limiter;
 use towpath_sim::network::Link;
+use towpath_sim::seeds;
 
 const MBIT: u64 = 1_000_000;
 const SECOND: Duration = Duration::from_secs(1);
@@ -303,4 +305,25 @@ fn without_anything_to_do_nothing_is_woken() {
     let usage = hub.ask(move |machine, _| machine.usage(peer)).unwrap();
     assert!(usage.up.limit.is_unlimited(), "its share was lifted");
     hub.ask(|machine, now| assert!(machine.poll_timeout().is_none_or(|at| at > now)));
+}
+
+#[test]
+fn the_limiter_does_what_exact_arithmetic_says() {
+    let mut all = limiter::Outcome::default();
+    let mut runs = 0;
+    for seed in seeds::from_environment() {
+        let run = std::panic::catch_unwind(|| limiter::run(seed));
+        all.add(&run.unwrap_or_else(|_| panic!("seed {seed} failed; TOWPATH_SIM_SEED={seed}")));
+        runs += 1;
+    }
+    println!("{runs} runs: {all:?}");
+    if runs >= seeds::DEFAULT_COUNT {
+        let many = 10 * runs;
+        assert!(
+            all.passed > many && all.by_peer > many && all.by_all > many,
+            "{all:?}"
+        );
+        assert!(all.changes > many && all.forgotten > 0, "{all:?}");
+        assert!(all.close * 50 < all.passed, "{all:?}");
+    }
 }
