@@ -1,4 +1,4 @@
-//! Measures relays side by side: see `docs/BENCHMARKS.md` for the method.
+//! Measures relays and nodes side by side: see `docs/BENCHMARKS.md` for the method.
 
 pub mod again;
 pub mod allocations;
@@ -16,6 +16,7 @@ pub mod latency;
 pub mod load;
 pub mod memory;
 pub mod micro;
+pub mod node;
 pub mod options;
 pub mod packet;
 pub mod place;

@@ -1,10 +1,11 @@
-//! Measures relays side by side: see `docs/BENCHMARKS.md` for the method.
+//! Measures relays and nodes side by side: see `docs/BENCHMARKS.md` for the method.
 
 use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
+use towpath_bench::node::{self, results::NodeResults};
 use towpath_bench::results::Results;
 use towpath_bench::timings::Micro;
 use towpath_bench::{forwarder, kernel, relay, report};
@@ -13,7 +14,7 @@ use towpath_bench::{forwarder, kernel, relay, report};
 #[command(
     name = "towpath-bench",
     version,
-    about = "Measures relays side by side"
+    about = "Measures relays and nodes side by side"
 )]
 struct Arguments {
     #[command(subcommand)]
@@ -26,6 +27,8 @@ enum Command {
     Relay(relay::Options),
     /// Measure coturn, Towpath in userspace and in the kernel, and the minimal XDP program
     Kernel(kernel::Options),
+    /// Measure nodes of Towpath beside quinn
+    Node(node::Options),
     /// Gather what `cargo bench` and the program `instructions` found
     Micro {
         /// Where criterion left its estimates
@@ -46,6 +49,9 @@ enum Command {
         /// The results of the kernel path; not there: no such part
         #[arg(long, default_value = "bench/results/kernel.json")]
         kernel: PathBuf,
+        /// The results of the nodes; not there: no such part
+        #[arg(long, default_value = "bench/results/node.json")]
+        node: PathBuf,
         /// The costs of the parts; not there: no such part
         #[arg(long, default_value = "bench/results/micro.json")]
         micro: PathBuf,
@@ -59,12 +65,17 @@ enum Command {
     /// The yardstick, as a process
     #[command(hide = true)]
     Forwarder(forwarder::Table),
+    /// An end of a pair of nodes, as a process
+    #[command(hide = true)]
+    NodeEnd(node::end::Arguments),
 }
 
 fn main() -> Result<()> {
     match Arguments::parse().command {
         Command::Relay(options) => relay::run(&options),
         Command::Kernel(options) => kernel::run(&options),
+        Command::Node(options) => node::run(&options),
+        Command::NodeEnd(arguments) => node::end::run(&arguments),
         Command::Micro {
             criterion,
             instructions,
@@ -73,6 +84,7 @@ fn main() -> Result<()> {
         Command::Report {
             results,
             kernel,
+            node,
             micro,
             method,
             out,
@@ -84,6 +96,9 @@ fn main() -> Result<()> {
             }
             if kernel.exists() {
                 report::kernel::page(&mut page, &Results::read(&kernel)?);
+            }
+            if node.exists() {
+                report::node::page(&mut page, &NodeResults::read(&node)?);
             }
             if micro.exists() {
                 report::micro_page(&mut page, &Micro::read(&micro)?);

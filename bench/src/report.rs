@@ -1,6 +1,7 @@
 //! Results as text: rows on the terminal while a run goes on, the page for the documentation, files.
 
 pub mod kernel;
+pub mod node;
 
 use std::fmt::Write;
 use std::fs;

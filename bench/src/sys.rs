@@ -62,6 +62,31 @@ pub fn now_ns() -> u64 {
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 
+/// CPU time of this process so far, all its threads, in nanoseconds.
+pub fn process_cpu_ns() -> io::Result<u64> {
+    // SAFETY: all zero is a valid value of this C structure.
+    let mut usage: libc::rusage = unsafe { mem::zeroed() };
+    // SAFETY: `usage` is a valid place for the result.
+    check(unsafe { libc::getrusage(libc::RUSAGE_SELF, &mut usage) })?;
+    let ns = |time: libc::timeval| time.tv_sec as u64 * 1_000_000_000 + time.tv_usec as u64 * 1000;
+    Ok(ns(usage.ru_utime) + ns(usage.ru_stime))
+}
+
+/// Bytes of the C library's heap that are in use, in all its arenas and in mappings of their own.
+///
+/// Blocks that threads keep for themselves count as used, unless glibc.malloc.tcache_count is 0.
+pub fn heap_bytes() -> u64 {
+    // SAFETY: takes nothing.
+    let info = unsafe { libc::mallinfo2() };
+    (info.uordblks + info.hblkhd) as u64
+}
+
+/// Asks for the death of this process together with the one that started it.
+pub fn die_with_parent() -> io::Result<()> {
+    // SAFETY: takes plain integers.
+    check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) }).map(drop)
+}
+
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 {
         Err(io::Error::last_os_error())

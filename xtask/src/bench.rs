@@ -21,6 +21,8 @@ enum Suite {
     Relay(System),
     /// The kernel path beside coturn, userspace and a minimal XDP program (root).
     Kernel(System),
+    /// Nodes beside quinn: bulk, round trips, handshakes, memory.
+    Node(System),
     /// The parts of the packet path: criterion timings and instruction counts.
     Micro(Micro),
 }
@@ -43,6 +45,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     match &arguments.suite {
         Suite::Relay(system) => run_system("relay", system),
         Suite::Kernel(system) => run_system("kernel", system),
+        Suite::Node(system) => run_node(system),
         Suite::Micro(micro) => run_micro(micro),
     }
 }
@@ -58,6 +61,22 @@ fn run_system(suite: &str, system: &System) -> Result<()> {
             .env("TOWPATH_BINARY", &towpath)
             .arg(suite)
             .args(&system.options),
+    )
+}
+
+fn run_node(node: &System) -> Result<()> {
+    process::run(process::cargo().args(["build", "--release", "--package", "towpath-bench"]))?;
+    let bench = process::target_directory()?.join("release/towpath-bench");
+    process::run(
+        Command::new(&bench)
+            .current_dir(process::root())
+            .arg("node")
+            .args(&node.options),
+    )?;
+    process::run(
+        Command::new(bench)
+            .current_dir(process::root())
+            .arg("report"),
     )
 }
 

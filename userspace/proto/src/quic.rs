@@ -19,11 +19,13 @@ mod config;
 mod endpoint;
 mod session;
 mod stats;
+mod stock;
 mod stream;
 mod verifier;
 
 pub use config::{QuicConfig, QuicConfigError, SecurityLevel, SecurityPolicy};
 pub use stats::ConnectionStats;
+pub use stock::StockConfigs;
 pub use stream::{
     CloseReason, DatagramError, Direction, Read, ReadError, StreamError, StreamId, WriteError,
 };

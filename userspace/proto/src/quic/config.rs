@@ -237,7 +237,7 @@ impl QuicConfig {
         Ok(config)
     }
 
-    fn transport(&self) -> Result<TransportConfig, QuicConfigError> {
+    pub(super) fn transport(&self) -> Result<TransportConfig, QuicConfigError> {
         let idle = IdleTimeout::try_from(self.idle_timeout)
             .map_err(|_| QuicConfigError::IdleTimeout(self.idle_timeout))?;
         if !(PATH_BYTES..=MOST_BYTES).contains(&self.max_mtu_bytes) {
@@ -265,7 +265,7 @@ impl QuicConfig {
     }
 
     /// The provider with the key exchanges that are allowed, the best first.
-    fn allowed(&self) -> Result<CryptoProvider, QuicConfigError> {
+    pub(super) fn allowed(&self) -> Result<CryptoProvider, QuicConfigError> {
         let groups: &[NamedGroup] = match self.security {
             SecurityPolicy::RequirePostQuantum => &[NamedGroup::X25519MLKEM768],
             SecurityPolicy::AllowClassical => &[NamedGroup::X25519MLKEM768, NamedGroup::X25519],
@@ -282,7 +282,7 @@ impl QuicConfig {
         Ok(provider)
     }
 
-    fn tls(
+    pub(super) fn tls(
         &self,
         identity: &Identity,
         provider: &Arc<CryptoProvider>,
