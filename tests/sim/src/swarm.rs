@@ -384,7 +384,9 @@ impl NodeHost {
                 }
                 Notice::Stopped { .. } => panic!("nobody stops a stream"),
                 Notice::Datagram { connection } => self.datagrams(context, connection),
-                Notice::Available { .. } | Notice::DatagramsUnblocked { .. } => {}
+                Notice::Available { .. }
+                | Notice::DatagramsUnblocked { .. }
+                | Notice::PathChanged { .. } => {}
             }
         }
     }

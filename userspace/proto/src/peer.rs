@@ -15,8 +15,10 @@
 mod call;
 mod config;
 mod counters;
+mod follow;
 mod metering;
 mod path;
+mod path_check;
 mod pooling;
 mod verbs;
 
@@ -40,6 +42,7 @@ use crate::quic::{
 };
 use crate::timer::{TimerId, Timers};
 use crate::{Machine, Timestamp};
+use follow::{Checks, Following};
 use metering::{Metered, Metering};
 use path::{Hop, MadeUp, Path};
 use pooling::{Pooled, Pooling};
@@ -149,6 +152,15 @@ pub enum Notice {
     Breaker(BreakerChange),
     /// The shutdown is over: nothing is left of any connection.
     ShutDown,
+    /// The peer is elsewhere now, which was proved. What was learned of the way to it is forgotten.
+    PathChanged {
+        /// Of which connection.
+        connection: ConnectionHandle,
+        /// Where it was.
+        from: SocketAddr,
+        /// Where it is.
+        to: SocketAddr,
+    },
 }
 
 /// A shard of a node.
@@ -164,6 +176,7 @@ pub struct Peer {
     timers: Timers<u32>,
     metering: Metering,
     waiting: VecDeque<(Hop, u8, Vec<u8>)>,
+    checks: Checks,
     notices: VecDeque<Notice>,
     /// Incoming connections whose handshake is not over.
     handshakes: usize,
@@ -189,6 +202,9 @@ struct Link {
     timer: Option<(TimerId, Timestamp)>,
     meter: Metered,
     pooled: Pooled,
+    /// Where `Peer::made_up` has it.
+    known_at: Option<SocketAddr>,
+    following: Option<Box<Following>>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -226,6 +242,7 @@ impl Peer {
             timers: Timers::new(),
             metering,
             waiting: VecDeque::new(),
+            checks: Checks::default(),
             notices: VecDeque::new(),
             handshakes: 0,
             pooling,
@@ -257,6 +274,7 @@ impl Peer {
             && self.links.iter().all(|slot| slot.link.is_none())
             && self.made_up.is_empty()
             && self.timers.is_empty()
+            && self.checks.is_empty()
             && self.handshakes == 0
             && self.pooling.is_empty()
     }
@@ -287,6 +305,8 @@ impl Peer {
             timer: None,
             meter: Metered::default(),
             pooled: Pooled::default(),
+            known_at: None,
+            following: None,
         });
     }
 
@@ -379,8 +399,14 @@ impl Peer {
         if link.incoming {
             self.handshakes -= 1;
         } else if let Some(hop) = arrived_by {
-            link.path = Path::Direct(hop);
-            self.made_up.found(peer, hop.destination);
+            // The peer takes a call's datagrams from anywhere, and this machine may move.
+            link.path = Path::Direct(Hop {
+                source: None,
+                ..hop
+            });
+            link.known_at = Some(hop.destination);
+            let address = self.made_up.of_peer(peer);
+            self.made_up.found(address, hop.destination);
         }
         Some(link.incoming)
     }
@@ -402,22 +428,14 @@ impl Peer {
             State::Handshaking | State::Connected(_) => !hidden,
             State::Closed => false,
         };
-        self.forget_address(index, before);
         self.leave_pool(index, before, &reason);
+        if let Some(at) = self.link(index).and_then(|link| link.known_at.take()) {
+            self.made_up.left(at);
+        }
+        self.stop_following(index);
         if told {
             self.notices
                 .push_back(Notice::Closed { connection, reason });
-        }
-    }
-
-    fn forget_address(&mut self, index: u32, state: State) {
-        let Some(link) = self.link(index) else {
-            return;
-        };
-        if let (State::Connected(_), false, Path::Direct(hop)) = (state, link.incoming, &link.path)
-        {
-            let address = hop.destination;
-            self.made_up.left(address);
         }
     }
 
@@ -438,13 +456,16 @@ impl Peer {
     }
 
     fn rearm(&mut self, index: u32) {
-        let deadline = self.endpoint.deadline(index);
+        let of_quic = self.endpoint.deadline(index);
         let Some(slot) = self.links.get_mut(index as usize) else {
             return;
         };
         let Some(link) = &mut slot.link else {
             return;
         };
+        let following = link.following.as_ref();
+        let of_check = following.and_then(|following| following.deadline());
+        let deadline = [of_quic, of_check].into_iter().flatten().min();
         if link.timer.map(|(_, at)| at) == deadline {
             return;
         }
@@ -492,10 +513,10 @@ impl Peer {
         self.metering.answer_ready();
     }
 
-    /// The made-up address of a datagram's sender.
-    fn sender(&self, from: SocketAddr, datagram: &[u8]) -> SocketAddr {
-        self.endpoint
-            .remote_of(datagram)
+    /// The made-up address of a datagram's sender, `named` being the connection that it was sent to.
+    fn sender(&self, from: SocketAddr, named: Option<u32>, datagram: &[u8]) -> SocketAddr {
+        named
+            .and_then(|index| self.endpoint.remote(index))
             .unwrap_or_else(|| match Endpoint::may_begin(datagram) {
                 true => self.made_up.of_source(from),
                 false => self.made_up.of_known(from),
@@ -516,10 +537,12 @@ impl Machine for Peer {
         };
         let payload = &*datagram.payload;
         if payload.first().is_none_or(|first| first & FIXED_BIT == 0) {
-            self.counters.not_quic.increment();
+            self.handle_stun(now, hop, payload);
             return None;
         }
-        let sender = self.sender(hop.destination, payload);
+        let named = self.endpoint.named_by(payload);
+        let stray = self.stray(named, hop);
+        let sender = self.sender(hop.destination, named, payload);
         let ecn = datagram.traffic_class.0 & ECN_BITS;
         self.answer.clear();
         let arrival = self
@@ -533,7 +556,12 @@ impl Machine for Peer {
         match arrival {
             Arrival::Nothing => self.counters.of_nobody.increment(),
             Arrival::Answered => self.counters.answered.increment(),
-            Arrival::Connection(index) => self.attend(index, Some(hop)),
+            Arrival::Connection(index) => {
+                self.attend(index, Some(hop));
+                if let Some(stray) = stray {
+                    self.strayed(now, stray, hop, payload.len());
+                }
+            }
             Arrival::New(incoming) => self.begin(now, incoming, hop),
         }
         self.send_answer(hop);
@@ -553,6 +581,7 @@ impl Machine for Peer {
                 link.timer = None;
             }
             self.endpoint.handle_timeout(now, index);
+            self.drive_check(now, index);
             self.attend(index, None);
         }
         self.meter_timeout(now);

@@ -21,6 +21,16 @@ pub struct PeerCounters {
     pub refused_handshakes: Counter,
     /// Incoming handshakes that came to nothing.
     pub failed_handshakes: Counter,
+    /// Peers that were asked whether they are where a datagram of them came from.
+    pub path_checks: Counter,
+    /// Those that did not answer there.
+    pub failed_path_checks: Counter,
+    /// Peers' questions of that kind that were answered.
+    pub answered_path_checks: Counter,
+    /// Questions and answers of that kind of nobody who may ask or was asked.
+    pub refused_path_checks: Counter,
+    /// Peers that were found elsewhere.
+    pub path_changes: Counter,
     /// Answers and copies that were not sent because too many wait.
     pub dropped_answers: Counter,
     /// Unreliable datagrams that were dropped because the peer that sent them is over its limit.

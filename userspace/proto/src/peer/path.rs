@@ -9,13 +9,17 @@ use ahash::RandomState;
 use hashbrown::HashMap;
 use hashbrown::hash_map::Entry;
 
+use super::path_check;
 use crate::identity::{Identity, PeerId};
 use crate::machine::{ShardMark, Socket};
 use crate::quic;
 
 /// Where what arrives at a node says which of its shards it is for; what does not say so may go to any.
 /// This is what a shell with several shards steers by.
-pub const SHARD_MARKS: &[ShardMark] = &quic::SHARD_MARKS;
+pub const SHARD_MARKS: &[ShardMark] = &{
+    let ([short, long], [request, response]) = (quic::SHARD_MARKS, path_check::SHARD_MARKS);
+    [short, long, request, response]
+};
 
 /// The network of made-up addresses: unique local (RFC 4193), never seen outside.
 const MADE_UP_NETWORK: [u8; 8] = [0xfd, b't', b'o', b'w', b'p', b'a', b't', b'h'];
@@ -56,7 +60,7 @@ impl Path {
 #[derive(Debug)]
 pub(super) struct MadeUp {
     hasher: RandomState,
-    /// Where peers are that we called, and the connections to each. A stateless reset has no id that
+    /// Where peers are that we called or that have moved, and the connections to each. A stateless reset has no id that
     /// would tell the connection (RFC 9000 §10.3).
     known: HashMap<SocketAddr, (SocketAddr, u32), RandomState>,
 }
@@ -87,16 +91,15 @@ impl MadeUp {
         address(self.hasher.hash_one(source))
     }
 
-    /// The address of whom we called there; else that of the source.
+    /// The address of whom we know to be there; else that of the source.
     pub(super) fn of_known(&self, source: SocketAddr) -> SocketAddr {
         self.known
             .get(&source)
             .map_or_else(|| self.of_source(source), |(address, _)| *address)
     }
 
-    /// A peer that we called is there.
-    pub(super) fn found(&mut self, peer: PeerId, at: SocketAddr) {
-        let address = self.of_peer(peer);
+    /// The peer of a connection is there.
+    pub(super) fn found(&mut self, address: SocketAddr, at: SocketAddr) {
         let (latest, connections) = self.known.entry(at).or_insert((address, 0));
         *latest = address;
         *connections += 1;
@@ -135,8 +138,9 @@ mod tests {
         let mut made_up = MadeUp::new(&Identity::new(SecretKey::from_seed([1; 32])));
         let (peer, at) = (PeerId::from_bytes([7; 32]), "192.0.2.1:9".parse().unwrap());
         assert_eq!(made_up.of_known(at), made_up.of_source(at));
-        made_up.found(peer, at);
-        made_up.found(peer, at);
+        let address = made_up.of_peer(peer);
+        made_up.found(address, at);
+        made_up.found(address, at);
         made_up.left(at);
         assert_eq!(made_up.of_known(at), made_up.of_peer(peer));
         made_up.left(at);

@@ -1,5 +1,7 @@
 //! What the simulator does not show: refusals before and during a handshake, and odd calls.
 
+mod following;
+
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -17,6 +19,8 @@ struct Lab {
     now: Timestamp,
     peers: [(Peer, SocketAddr); 2],
     notices: [Vec<Notice>; 2],
+    /// What was sent to where nobody is.
+    lost: Vec<(SocketAddr, Vec<u8>)>,
 }
 
 impl Lab {
@@ -37,6 +41,7 @@ impl Lab {
             now: Timestamp::from_nanos(1_000_000_000_000),
             peers: [peer(0), peer(1)],
             notices: [Vec::new(), Vec::new()],
+            lost: Vec::new(),
         }
     }
 
@@ -86,18 +91,26 @@ impl Lab {
                     .peers
                     .iter()
                     .position(|(_, at)| *at == sent.destination);
-                let Some(to) = to else { continue };
-                let (peer, address) = &mut self.peers[to];
-                let datagram = Datagram {
-                    socket: Socket::Listener(ListenerId(0)),
-                    local: address.ip(),
-                    remote: source,
-                    traffic_class: sent.traffic_class,
-                    payload: &mut buffer[sent.payload],
+                let Some(to) = to else {
+                    let bytes = buffer[sent.payload].to_vec();
+                    self.lost.push((sent.destination, bytes));
+                    continue;
                 };
-                assert_eq!(peer.handle_datagram(self.now, datagram), None);
+                self.deliver(to, source, sent.traffic_class, &mut buffer[sent.payload]);
             }
         }
+    }
+
+    fn deliver(&mut self, to: usize, from: SocketAddr, class: TrafficClass, payload: &mut [u8]) {
+        let (peer, address) = &mut self.peers[to];
+        let datagram = Datagram {
+            socket: Socket::Listener(ListenerId(0)),
+            local: address.ip(),
+            remote: from,
+            traffic_class: class,
+            payload,
+        };
+        assert_eq!(peer.handle_datagram(self.now, datagram), None);
     }
 
     fn security(&self, of: usize) -> Option<SecurityLevel> {

@@ -2,8 +2,7 @@
 
 use bytes::BytesMut;
 
-/// Datagrams that quinn-proto builds at once. What it computes once for all of them is a fifth of what
-/// it computes for one (docs/decisions/0015).
+/// Datagrams that quinn-proto builds at once (docs/decisions/0015).
 pub(super) const MAX_DATAGRAMS: usize = 16;
 /// What received datagrams are copied into. A block is used again once nothing of it is left, so that a
 /// stream's bytes that wait to be read may keep this much from being used.

@@ -22,7 +22,9 @@ use rand_chacha::rand_core::Rng;
 use crate::machine::{ByteTest, ShardId, ShardMark};
 
 /// Length of the ids of this node.
-pub(super) const CID_BYTES: usize = 8;
+pub(crate) const CID_BYTES: usize = 8;
+/// An id of the length of those of this node.
+pub(crate) type CidBytes = [u8; CID_BYTES];
 /// What the second byte of all of them is.
 const MARK: u8 = 0xFF;
 /// A long header: this bit of the first byte (RFC 8999 §5.1).
@@ -122,7 +124,7 @@ impl ConnectionIdGenerator for ShardCids {
 }
 
 /// The shard that made an id; `None` where no shard of any node did.
-fn shard_of(id: &[u8]) -> Option<ShardId> {
+pub(super) fn shard_of(id: &[u8]) -> Option<ShardId> {
     let id: &[u8; CID_BYTES] = id.try_into().ok()?;
     (id[1] == MARK).then(|| ShardId(u16::from_be_bytes([id[2], id[3]])))
 }

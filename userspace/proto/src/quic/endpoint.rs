@@ -147,12 +147,6 @@ impl Endpoint {
         self.inner.incoming_buffer_bytes()
     }
 
-    /// The made-up address that a datagram's sender has for QUIC, where the id it was sent to tells
-    /// the connection.
-    pub(crate) fn remote_of(&self, datagram: &[u8]) -> Option<SocketAddr> {
-        Some(self.entry_ref(self.named_by(datagram)?)?.remote)
-    }
-
     /// Whether a datagram can be the first of a connection.
     pub(crate) fn may_begin(datagram: &[u8]) -> bool {
         cid::has_long_header(datagram)

@@ -1,29 +1,52 @@
 //! What the path layer and the application want to know of a connection, beside its streams.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use quinn_proto::{ConnectionId, FrameStats};
+use rand_chacha::rand_core::Rng;
 
 use super::{Endpoint, handshake};
 use crate::Timestamp;
-use crate::quic::cid;
+use crate::machine::ShardId;
+use crate::quic::cid::{self, CidBytes};
 use crate::quic::config::SecurityLevel;
 use crate::quic::stats::ConnectionStats;
 
 impl Endpoint {
     /// The connection whose id a datagram was sent to. Whether it belongs to it is not known yet.
     pub(crate) fn named_by(&self, datagram: &[u8]) -> Option<u32> {
-        self.of_cid(cid::destination_of(datagram)?)
+        self.by_cid.get(&cid::destination_of(datagram)?).copied()
     }
 
     /// The connection that an id of ours leads to.
-    pub(crate) fn of_cid(&self, id: ConnectionId) -> Option<u32> {
-        self.by_cid.get(&id).copied()
+    pub(crate) fn of_cid(&self, id: CidBytes) -> Option<u32> {
+        self.by_cid.get(&ConnectionId::new(&id)).copied()
     }
 
-    /// The id of the peer's that datagrams of a connection are sent to, where it has the form of ours.
-    pub(crate) fn peer_cid(&self, index: u32) -> Option<ConnectionId> {
-        self.entry_ref(index)?.peer_cid
+    /// The id of the peer's that datagrams of a connection are sent to, and its shard, where it has the
+    /// form of ours.
+    pub(crate) fn peer_cid(&self, index: u32) -> Option<(CidBytes, ShardId)> {
+        let id = self.entry_ref(index)?.peer_cid?;
+        let shard = cid::shard_of(&id)?;
+        Some(((*id).try_into().ok()?, shard))
+    }
+
+    /// The made-up address of a connection's other end.
+    pub(crate) fn remote(&self, index: u32) -> Option<SocketAddr> {
+        Some(self.entry_ref(index)?.remote)
+    }
+
+    /// The round trip of a connection, as it is estimated now.
+    pub(crate) fn rtt(&self, index: u32) -> Option<Duration> {
+        Some(self.entry_ref(index)?.connection.rtt())
+    }
+
+    /// Some random bytes.
+    pub(crate) fn random<const N: usize>(&mut self) -> [u8; N] {
+        let mut bytes = [0; N];
+        self.rng.fill_bytes(&mut bytes);
+        bytes
     }
 
     /// How a connection fares on a path.
