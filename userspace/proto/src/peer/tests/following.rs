@@ -213,8 +213,7 @@ fn a_question_sent_back_to_who_asked_answers_nothing() {
         let refused = pair.count(victim, |counters| &counters.refused_path_checks);
         assert_eq!(refused, 3);
         let mut broken = answer.clone();
-        broken[70] ^= 1;
-        broken[40] ^= 1;
+        broken[60] ^= 1;
         pair.deliver(victim, THIRD.into(), &broken);
         assert_eq!(pair.path_of(victim), path);
         // This is how it is done right.
