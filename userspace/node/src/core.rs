@@ -451,6 +451,8 @@ impl Core {
                 self.end_stream(connection, stream, Ended::Stopped(code));
             }
             Notice::Datagram { connection } => self.take_datagrams(connection),
+            // What is known of a way is asked for when it is needed.
+            Notice::PathChanged { .. } => {}
             Notice::DatagramsUnblocked { connection } => {
                 if let Some(entry) = self.connections.get_mut(&connection) {
                     wake_all(&mut entry.datagram_senders);

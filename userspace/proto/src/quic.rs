@@ -30,5 +30,6 @@ pub use stream::{
     CloseReason, DatagramError, Direction, Read, ReadError, StreamError, StreamId, WriteError,
 };
 
+pub(crate) use batch::MAX_DATAGRAMS;
 pub(crate) use cid::{CID_BYTES, CidBytes, SHARD_MARKS};
 pub(crate) use endpoint::{Arrival, Endpoint, Event, Incoming, Settled};

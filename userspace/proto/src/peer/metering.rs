@@ -41,7 +41,7 @@ use crate::bandwidth::{
 use crate::common::rate::LimitWord;
 use crate::identity::PeerId;
 use crate::machine::Transmit;
-use crate::quic::{StreamError, StreamId};
+use crate::quic::{MAX_DATAGRAMS, StreamError, StreamId};
 use crate::slots::Way;
 
 /// The place of answers without a connection in the order of sending; connections follow.
@@ -431,7 +431,13 @@ impl Peer {
                 return None;
             }
         };
-        let sent = self.endpoint.transmit(now, index, buffer);
+        // What is built at once leaves at once, or QUIC would take the wait for the network's.
+        let batch = if reservation == Reservation::FREE {
+            MAX_DATAGRAMS
+        } else {
+            1
+        };
+        let sent = self.endpoint.transmit(now, index, batch, buffer);
         let used = sent.map_or(0, |(len, _)| charged(first, len));
         self.give_back(index, Way::Up, reservation, most.saturating_sub(used));
         let Some((len, ecn)) = sent else {

@@ -316,6 +316,31 @@ fn a_connection_that_is_paced_sleeps_until_it_may_send() {
 }
 
 #[test]
+fn connections_that_send_in_turns_lose_nothing_that_was_built() {
+    let mut lab = Lab::new(|_, _| {});
+    let connections: Vec<_> = (0..5).map(|_| lab.connect()).collect();
+    lab.run(SECOND);
+    for (count, connection) in connections.iter().enumerate() {
+        let (now, peer) = (lab.now, &mut lab.peers[0].0);
+        let stream = peer.open(now, *connection, Direction::Unidirectional);
+        let stream = stream.unwrap().unwrap();
+        let bytes = vec![count as u8; 500_000 + 777 * count];
+        assert_eq!(
+            peer.write(now, *connection, stream, &bytes),
+            Ok(bytes.len())
+        );
+        assert_eq!(peer.finish(now, *connection, stream), Ok(()));
+    }
+    lab.run(2 * SECOND);
+    let finished = |notice: &&Notice| matches!(notice, Notice::Finished { .. });
+    assert_eq!(lab.notices[0].iter().filter(finished).count(), 5);
+    for connection in connections {
+        let stats = lab.peers[0].0.stats(connection).unwrap();
+        assert_eq!((stats.lost_packets, stats.congestion_events), (0, 0));
+    }
+}
+
+#[test]
 fn an_open_connection_says_how_it_fares() {
     let mut lab = Lab::new(|_, _| {});
     let connection = lab.connect();

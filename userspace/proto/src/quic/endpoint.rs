@@ -17,7 +17,7 @@ use quinn_proto::{
 use rand_chacha::ChaCha12Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
-use super::batch::{Arena, Batch, MAX_DATAGRAMS};
+use super::batch::{Arena, Batch, MAX_DATAGRAMS, Spares};
 use super::cid::{self, Issued};
 use super::clock::Clock;
 use super::config::{Configs, QuicConfig, QuicConfigError, SecurityLevel};
@@ -51,7 +51,7 @@ pub(crate) struct Endpoint {
     by_cid: HashMap<ConnectionId, u32, RandomState>,
     connections: Vec<Option<Box<Entry>>>,
     rng: ChaCha12Rng,
-    outgoing: Batch,
+    outgoing: Spares,
     incoming: Arena,
 }
 
@@ -62,6 +62,8 @@ struct Entry {
     remote: SocketAddr,
     /// The peer's id that was sent to last, where it has the form of ours.
     peer_cid: Option<ConnectionId>,
+    /// What was built and not sent yet: others may have their turn meanwhile.
+    built: Option<Batch>,
 }
 
 /// What a datagram was.
@@ -127,7 +129,7 @@ impl Endpoint {
             by_cid: HashMap::with_hasher(hasher),
             connections: Vec::new(),
             rng,
-            outgoing: Batch::default(),
+            outgoing: Spares::default(),
             incoming: Arena::default(),
         })
     }
@@ -245,34 +247,34 @@ impl Endpoint {
         self.inner.ignore(incoming);
     }
 
-    /// The next datagram of a connection, written into `buffer`: its length and ECN bits. All of one
-    /// connection's are to be taken before the next connection is asked.
+    /// The next datagram of a connection, written into `buffer`: its length and ECN bits. Where none
+    /// has been built yet, up to `batch` of them are.
     pub(crate) fn transmit(
         &mut self,
         now: Timestamp,
         index: u32,
+        batch: usize,
         buffer: &mut [u8],
     ) -> Option<(usize, u8)> {
-        if self.outgoing.is_empty() || self.outgoing.of != index {
-            self.build(now, index)?;
-        }
-        self.outgoing.take(buffer)
-    }
-
-    /// Lets a connection build the datagrams that it may send now, or some of them.
-    fn build(&mut self, now: Timestamp, index: u32) -> Option<()> {
-        let now = self.clock.instant(now);
-        self.outgoing.clear();
         let entry = self.connections.get_mut(index as usize)?.as_deref_mut()?;
-        let bytes = &mut self.outgoing.bytes;
-        let built = entry.connection.poll_transmit(now, MAX_DATAGRAMS, bytes)?;
+        if let Some(sent) = self.outgoing.take(&mut entry.built, buffer) {
+            return Some(sent);
+        }
+        let now = self.clock.instant(now);
+        let batch = batch.clamp(1, MAX_DATAGRAMS);
+        let mut bytes = self.outgoing.memory();
+        let Some(built) = entry.connection.poll_transmit(now, batch, &mut bytes) else {
+            self.outgoing.give_back(bytes);
+            return None;
+        };
+        bytes.truncate(built.size);
         let ecn = built.ecn.map_or(0, |ecn| ecn as u8);
-        self.outgoing
-            .begin(index, built.size, built.segment_size, ecn);
-        if let Some(id) = cid::destination_of(self.outgoing.first()) {
+        let built = Batch::new(bytes, built.segment_size, ecn);
+        if let Some(id) = cid::destination_of(built.first()) {
             entry.peer_cid = Some(id);
         }
-        Some(())
+        entry.built = Some(built);
+        self.outgoing.take(&mut entry.built, buffer)
     }
 
     /// Length of the longest datagram that `transmit` may give.
@@ -523,6 +525,7 @@ impl Endpoint {
             cids: VecDeque::new(),
             remote,
             peer_cid: None,
+            built: None,
         }));
         self.learn(index);
         index
@@ -555,9 +558,6 @@ impl Endpoint {
         let Some(entry) = slot.and_then(Option::take) else {
             return;
         };
-        if self.outgoing.of == index {
-            self.outgoing.clear();
-        }
         for id in entry.cids {
             self.forget(id, index);
         }
