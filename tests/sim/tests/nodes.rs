@@ -103,6 +103,10 @@ fn random_nodes_get_through_what_they_say_and_leave_nothing_behind() {
         all.completed += outcome.completed;
         all.wrong_peer += outcome.wrong_peer;
         all.timed_out += outcome.timed_out;
+        all.cancelled += outcome.cancelled;
+        all.full += outcome.full;
+        all.reused += outcome.reused;
+        all.connected += outcome.connected;
         all.abandoned += outcome.abandoned;
         all.arrived += outcome.arrived;
         all.retried += outcome.retried;
@@ -111,6 +115,7 @@ fn random_nodes_get_through_what_they_say_and_leave_nothing_behind() {
     if runs >= seeds::DEFAULT_COUNT {
         assert!(all.completed > 5 * all.timed_out, "{all:?}");
         assert!(all.wrong_peer > 0 && all.retried > 0 && all.timed_out > 0 && all.abandoned > 0);
+        assert!(all.cancelled > 0 && all.full > 0 && all.reused > 0);
     }
 }
 
