@@ -8,6 +8,7 @@ use towpath_proto::bandwidth::{Allowance, Bandwidth, BandwidthConfig, Priority, 
 use towpath_proto::common::rate::LimitWord;
 use towpath_proto::machine::Machine as _;
 use towpath_sim::crypto;
+use towpath_sim::dice::{Dice, PerMillion};
 use towpath_sim::hub::Hub;
 use towpath_sim::limiter;
 use towpath_sim::network::Link;
@@ -225,6 +226,30 @@ fn a_small_message_does_not_wait_for_bulk() {
 }
 
 #[test]
+fn of_two_streams_the_one_of_higher_priority_goes_first() {
+    let mut hub = hub(1, peers(limit(MBIT, 4096), FREE));
+    let connection = hub.connection(0);
+    let [bulk, control] =
+        [(Priority::Bulk, 400_000), (Priority::Control, 50_000)].map(|(priority, bytes)| {
+            let stream = hub.upload(0, bytes);
+            hub.ask(move |machine, now| {
+                machine.set_stream_priority(now, connection, stream, priority)
+            })
+            .unwrap();
+            stream
+        });
+    let begin = hub.now();
+    hub.run_until_done(10 * SECOND).expect("nothing hangs");
+    let took = |stream| hub.arrived(0, stream).unwrap().saturating_since(begin);
+    assert!(
+        took(control) < Duration::from_millis(600),
+        "{:?}",
+        took(control)
+    );
+    assert!(took(bulk) > 3 * SECOND, "{:?}", took(bulk));
+}
+
+#[test]
 fn datagrams_over_the_limit_are_dropped_and_counted_and_streams_leave_room_for_them() {
     let mut hub = hub(1, peers(FREE, limit(MBIT, 16 * 1024)));
     hub.download(0, ENDLESS);
@@ -325,5 +350,79 @@ fn the_limiter_does_what_exact_arithmetic_says() {
         );
         assert!(all.changes > many && all.forgotten > 0, "{all:?}");
         assert!(all.close * 50 < all.passed, "{all:?}");
+    }
+}
+
+/// Any limits, changed at any time, on a network that loses: all that was said arrives, byte for byte.
+fn random(seed: u64) {
+    let mut dice = Dice::new(seed).fork("limits", 0);
+    let any = |dice: &mut Dice| {
+        let rate = *dice.pick(&[500_000, 2 * MBIT, 20 * MBIT, 1000 * MBIT]);
+        let burst = *dice.pick(&[1500, 16 * 1024, 256 * 1024]);
+        if dice.one_in(3) {
+            FREE
+        } else {
+            limit(rate, burst)
+        }
+    };
+    let allowance = |dice: &mut Dice| Allowance {
+        up: any(dice),
+        down: any(dice),
+        floor: None,
+    };
+    let config = BandwidthConfig {
+        default: allowance(&mut dice),
+        ..everybody(any(&mut dice), any(&mut dice))
+    };
+    let mut link =
+        Link::perfect(dice.duration(Duration::from_millis(1)..Duration::from_millis(60)));
+    link.loss = PerMillion(*dice.pick(&[0, 10_000, 50_000]));
+    let spokes = 1 + dice.below(3);
+    let limits = Bandwidth::new(&config).unwrap();
+    let mut hub = Hub::new(seed, spokes, link, limits, &crypto::seeded(seed));
+    hub.run(10 * SECOND);
+    let mut expected = vec![(0, 0); spokes];
+    for _ in 0..20 {
+        let spoke = dice.below(spokes);
+        let (peer, bytes) = (hub.id(spoke), dice.range(0..60_000));
+        match dice.below(6) {
+            0 => {
+                hub.upload(spoke, bytes);
+                expected[spoke].0 += bytes;
+            }
+            1 => {
+                hub.download(spoke, bytes);
+                expected[spoke].1 += bytes;
+            }
+            2 => {
+                let allowance = allowance(&mut dice);
+                hub.ask(move |machine, now| machine.set_limit(now, peer, allowance))
+                    .unwrap();
+            }
+            3 => {
+                let (up, down) = (any(&mut dice), any(&mut dice));
+                hub.ask(move |machine, now| machine.set_global_limit(now, up, down));
+            }
+            4 => {
+                let priority = *dice.pick(&Priority::ALL);
+                hub.ask(move |machine, now| machine.set_priority(now, peer, priority))
+                    .unwrap();
+            }
+            _ => hub.run(dice.duration(Duration::ZERO..SECOND)),
+        }
+    }
+    hub.run_until_done(60 * SECOND).expect("nothing hangs");
+    for (spoke, expected) in expected.into_iter().enumerate() {
+        let arrived = (hub.delivered_to(spoke), hub.delivered_from(spoke));
+        assert_eq!(arrived, expected, "spoke {spoke}");
+    }
+}
+
+#[test]
+fn whatever_the_limits_are_everything_arrives() {
+    let seeds = seeds::from_environment();
+    let every = if seeds.end - seeds.start > 1 { 5 } else { 1 };
+    for seed in seeds.step_by(every) {
+        random(seed);
     }
 }

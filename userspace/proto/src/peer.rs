@@ -275,6 +275,7 @@ impl Peer {
             && self.made_up.is_empty()
             && self.timers.is_empty()
             && self.checks.is_empty()
+            && self.metering.is_empty()
             && self.handshakes == 0
             && self.pooling.is_empty()
     }

@@ -73,34 +73,22 @@ impl Bandwidth {
         scanned + INTERVAL
     }
 
-    /// Makes shares anew where a step is due; when the next one is. `None` where there is enough for all.
-    pub(crate) fn adapt(&self, now: Timestamp) -> Option<Timestamp> {
+    /// Makes shares anew where a step is due; when the next ones are, up and down. `None` where there is
+    /// enough for all.
+    pub(crate) fn adapt(&self, now: Timestamp) -> [Option<Timestamp>; 2] {
         let mut table = self.table();
-        let mut next = None;
-        let mut changed = false;
-        for way in [Way::Up, Way::Down] {
+        [Way::Up, Way::Down].map(|way| {
             let Shares(sides) = &table.shares;
-            let Some(scanned) = sides[index_of(way)].scanned else {
-                continue;
-            };
+            let scanned = sides[index_of(way)].scanned?;
             let passed = now.saturating_since(scanned);
-            let again = if passed < INTERVAL {
-                Some(scanned + INTERVAL)
-            } else {
-                changed = true;
-                let limit = self.budget(way).limit;
-                let going_on = table.step(now, way, limit, passed);
-                going_on.then(|| now + INTERVAL)
-            };
-            next = match (next, again) {
-                (Some(first), Some(second)) => Some(std::cmp::min::<Timestamp>(first, second)),
-                (one, other) => one.or(other),
-            };
-        }
-        if changed {
+            if passed < INTERVAL {
+                return Some(scanned + INTERVAL);
+            }
             self.changed();
-        }
-        next
+            let limit = self.budget(way).limit;
+            let going_on = table.step(now, way, limit, passed);
+            going_on.then(|| now + INTERVAL)
+        })
     }
 }
 

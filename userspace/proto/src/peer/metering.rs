@@ -51,6 +51,7 @@ const ANSWERS: u32 = 0;
 const LIMITED_QUANTUM_BYTES: u32 = 1500;
 /// The same without a limit, where turns are over at once and long ones make long batches.
 const QUANTUM_BYTES: u32 = 8 * LIMITED_QUANTUM_BYTES;
+
 /// A shard's part of it.
 #[derive(Debug)]
 pub(super) struct Metering {
@@ -59,10 +60,12 @@ pub(super) struct Metering {
     schedule: Scheduler,
     /// Until when nobody sends, because of the limit for all.
     blocked: Option<Timestamp>,
-    /// When shares are made anew; only while somebody waits for a limit for all.
-    adapt_at: Option<Timestamp>,
+    /// By [`Way`]: when shares are made anew; only while somebody waits for the limit for all.
+    adapt_at: [Option<Timestamp>; 2],
     /// Connections whose streams wait to be read, by when; at the same time, who got nothing comes first.
     readers: BTreeSet<(Timestamp, bool, u32)>,
+    /// Whether all of them may try at once, because limits have changed.
+    readers_try: bool,
     /// What [`Bandwidth::changes`] was when it was looked at.
     changes: u64,
     /// Answers without a connection and handshakes: limited together with everybody alone.
@@ -93,8 +96,9 @@ impl Metering {
             bandwidth,
             schedule: Scheduler::default(),
             blocked: None,
-            adapt_at: None,
+            adapt_at: [None; 2],
             readers: BTreeSet::new(),
+            readers_try: false,
             strangers: Metered::default(),
             nobody: Arc::default(),
         }
@@ -114,15 +118,22 @@ impl Metering {
     pub(super) fn deadline(&self, now: Timestamp) -> Option<Timestamp> {
         let sends = (!self.schedule.is_empty()).then(|| self.blocked.unwrap_or(now));
         let reads = self.readers.first().map(|(at, _, _)| *at);
-        [sends, self.schedule.next_wake(), reads, self.adapt_at]
+        let reads = reads.map(|at| if self.readers_try { now } else { at });
+        let [up, down] = self.adapt_at;
+        [sends, self.schedule.next_wake(), reads, up, down]
             .into_iter()
             .flatten()
             .min()
     }
 
+    /// Whether nobody waits for anything.
+    pub(super) fn is_empty(&self) -> bool {
+        self.schedule.is_empty() && self.schedule.next_wake().is_none() && self.readers.is_empty()
+    }
+
     /// Whether something may be sent, after those were woken whose time has come.
     fn may_send(&mut self, now: Timestamp) -> bool {
-        self.refresh(now);
+        self.refresh();
         self.schedule.wake(now);
         if self.blocked.is_some_and(|until| until > now) {
             return false;
@@ -132,22 +143,36 @@ impl Metering {
     }
 
     /// Where limits have changed, all who wait for them look again.
-    fn refresh(&mut self, now: Timestamp) {
+    fn refresh(&mut self) {
         let changes = self.bandwidth.changes();
-        if changes == self.changes {
-            return;
+        if changes != self.changes {
+            self.changes = changes;
+            self.blocked = None;
+            self.schedule.wake_all();
+            self.readers_try = true;
         }
-        self.changes = changes;
-        self.blocked = None;
-        self.schedule.wake_all();
-        let waiting = std::mem::take(&mut self.readers);
-        let earlier = |(at, served, index): (Timestamp, bool, u32)| (at.min(now), served, index);
-        self.readers = waiting.into_iter().map(earlier).collect();
     }
 
+    /// The connections whose time to read has come.
+    fn due_readers(&mut self, now: Timestamp) -> BTreeSet<(Timestamp, bool, u32)> {
+        if std::mem::take(&mut self.readers_try) {
+            return std::mem::take(&mut self.readers);
+        }
+        if self.readers.first().is_none_or(|(at, _, _)| *at > now) {
+            return BTreeSet::new();
+        }
+        let later = self.readers.split_off(&(now, true, u32::MAX));
+        std::mem::replace(&mut self.readers, later)
+    }
+
+    /// Somebody waits for the limit for all.
     fn saturated(&mut self, now: Timestamp, way: Way) {
-        if self.adapt_at.is_none() {
-            self.adapt_at = Some(self.bandwidth.saturated(now, way));
+        let at = match way {
+            Way::Up => &mut self.adapt_at[0],
+            Way::Down => &mut self.adapt_at[1],
+        };
+        if at.is_none() {
+            *at = Some(self.bandwidth.saturated(now, way));
         }
     }
 }
@@ -271,7 +296,7 @@ impl Peer {
 
     fn limits_changed(&mut self, now: Timestamp) {
         self.now = now;
-        self.metering.refresh(now);
+        self.metering.refresh();
     }
 
     fn flush_all(&mut self) {
@@ -314,18 +339,16 @@ impl Peer {
 
     /// Does what is due.
     pub(super) fn meter_timeout(&mut self, now: Timestamp) {
-        self.metering.refresh(now);
-        while let Some((at, served, index)) = self.metering.readers.first().copied()
-            && at <= now
-        {
-            self.metering.readers.remove(&(at, served, index));
+        self.metering.refresh();
+        for (_, _, index) in self.metering.due_readers(now) {
             self.give_turn(now, index);
         }
-        if self.metering.adapt_at.is_some_and(|at| at <= now) {
+        let due = |at: &Option<Timestamp>| at.is_some_and(|at| at <= now);
+        if self.metering.adapt_at.iter().any(due) {
             self.flush_all();
             self.note_who_waits();
             self.metering.adapt_at = self.metering.bandwidth.adapt(now);
-            self.metering.refresh(now);
+            self.metering.refresh();
         }
     }
 
@@ -423,7 +446,7 @@ impl Peer {
             self.metering.schedule.remove(key_of(index));
             return None;
         };
-        let most = charged(first, self.endpoint.max_transmit(index));
+        let most = charged(first, self.endpoint.max_transmit());
         let reservation = match self.reserve(now, index, Way::Up, most, Depth::Whole) {
             Ok(reservation) => reservation,
             Err(refused) => {

@@ -53,6 +53,7 @@ pub(crate) struct Endpoint {
     rng: ChaCha12Rng,
     outgoing: Spares,
     incoming: Arena,
+    max_transmit: usize,
 }
 
 struct Entry {
@@ -131,6 +132,7 @@ impl Endpoint {
             rng,
             outgoing: Spares::default(),
             incoming: Arena::default(),
+            max_transmit: config.max_mtu_bytes.into(),
         })
     }
 
@@ -277,10 +279,9 @@ impl Endpoint {
         self.outgoing.take(&mut entry.built, buffer)
     }
 
-    /// Length of the longest datagram that `transmit` may give.
-    pub(crate) fn max_transmit(&self, index: u32) -> usize {
-        self.entry_ref(index)
-            .map_or(0, |entry| entry.connection.current_mtu().into())
+    /// Length of the longest datagram that `transmit` may give, probes of the MTU included.
+    pub(crate) fn max_transmit(&self) -> usize {
+        self.max_transmit
     }
 
     /// When `handle_timeout` wants to be called.

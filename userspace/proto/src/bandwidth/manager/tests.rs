@@ -151,6 +151,83 @@ fn a_peer_that_comes_and_goes_is_remembered_from_when_it_went_last() {
 }
 
 #[test]
+fn shards_that_charge_at_once_charge_one_budget() {
+    const BYTES: u32 = 1000;
+    let config = BandwidthConfig {
+        up: limit(64_000, 64_000),
+        ..BandwidthConfig::default()
+    };
+    let bandwidth = Bandwidth::new(&config).unwrap();
+    let passed: usize = std::thread::scope(|scope| {
+        let shard = |number: u8| {
+            let bandwidth = &bandwidth;
+            scope.spawn(move || {
+                let account = bandwidth.enter(at(9), peer(number % 2));
+                let tries = 0..1000;
+                let refused = |_: &i32| charge(bandwidth, &account, at(9), BYTES).is_some();
+                tries.filter(|one| !refused(one)).count()
+            })
+        };
+        let shards: Vec<_> = (0..4).map(shard).collect();
+        let join = |shard: std::thread::ScopedJoinHandle<'_, usize>| shard.join().unwrap();
+        shards.into_iter().map(join).sum()
+    });
+    assert_eq!(passed, 64);
+}
+
+#[test]
+fn shares_are_made_while_somebody_waits_and_lifted_when_nobody_does() {
+    let config = BandwidthConfig {
+        up: limit(9_000_000, 64_000),
+        ..BandwidthConfig::default()
+    };
+    let bandwidth = Bandwidth::new(&config).unwrap();
+    bandwidth.set_priority(peer(1), Priority::Control).unwrap();
+    bandwidth.set_priority(peer(2), Priority::Bulk).unwrap();
+    let accounts = [1, 2, 3].map(|number| bandwidth.enter(at(1), peer(number)));
+    let mut now = at(1);
+    let begin = bandwidth.saturated(now, Way::Up);
+    assert_eq!(begin, now + Duration::from_millis(20));
+    assert_eq!(bandwidth.adapt(now), [Some(begin), None]);
+    // The third sends 1 Mbit/s and never waits, the others take what they get.
+    let mut rates = [4_000_000, 4_000_000, 1_000_000];
+    for _ in 0..100 {
+        for (account, rate) in accounts.iter().zip(rates) {
+            let mut tally = Tally::default();
+            tally.count(now, rate / 8 / 50, 0);
+            bandwidth.count(Some(account), Way::Up, &tally);
+        }
+        for greedy in &accounts[..2] {
+            greedy.set_waited(Way::Up);
+        }
+        now = now + Duration::from_millis(20);
+        assert!(bandwidth.adapt(now)[0].is_some());
+        let share = |account: &Arc<Account>| account.limit(Way::Up).bits_per_second();
+        for (rate, account) in rates.iter_mut().zip(&accounts).take(2) {
+            *rate = share(account).map_or(*rate, |share| share as u32);
+        }
+    }
+    let near = |rate: u32, expected: u32| rate.abs_diff(expected) < 100_000;
+    assert!(
+        near(rates[0], 6_400_000) && near(rates[1], 1_600_000),
+        "{rates:?}"
+    );
+    let most = accounts[2].limit(Way::Up).bits_per_second().unwrap();
+    assert!(most > 3_000_000, "{most}: its whole part is open to it");
+    let mut steps = 0;
+    while bandwidth.adapt(now)[0].is_some() {
+        now = now + Duration::from_millis(20);
+        steps += 1;
+    }
+    assert!((10..60).contains(&steps), "{steps}");
+    assert!(
+        accounts
+            .iter()
+            .all(|account| account.limit(Way::Up).is_unlimited())
+    );
+}
+
+#[test]
 fn limits_that_make_no_sense_are_refused_with_the_value_and_the_rule() {
     let mut config = BandwidthConfig::default();
     config.sharing.weights = [4, 0, 1];
