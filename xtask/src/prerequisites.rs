@@ -24,8 +24,10 @@ pub(crate) const NET: &[Package] = &[
         "turnserver, turnutils_uclient, _stunclient, _natdiscovery, _peer",
     ),
     ("stun-client", "a client of RFC 3489"),
-    ("python3", "aioice"),
-    ("python3-venv", "aioice"),
+    ("ngtcp2-client", "gtlsclient, a QUIC client with GnuTLS"),
+    ("ngtcp2-server", "gtlsserver, its server"),
+    ("python3", "aioice, aioquic"),
+    ("python3-venv", "aioice, aioquic"),
 ];
 
 /// What the benchmarks need.
@@ -40,7 +42,7 @@ pub(crate) const BENCH: &[Package] = &[
 pub(crate) const FUZZ: &[Package] = &[("g++", "libFuzzer, which is C++")];
 
 /// The Python packages of the tests, exact.
-const PYTHON: &[&str] = &["aioice==0.13.0"];
+const PYTHON: &[&str] = &["aioice==0.13.0", "aioquic==1.7.2"];
 
 /// Installs the packages that are missing. An error says which are missing and why they could not
 /// be installed.

@@ -15,6 +15,7 @@
 #![forbid(unsafe_code)]
 
 mod aioice;
+mod aioquic;
 mod arrivals;
 mod flow;
 mod frame;
@@ -23,6 +24,7 @@ mod lab;
 mod live;
 pub mod load;
 mod neighbour;
+mod node;
 mod peers;
 mod pinned;
 mod probe;
@@ -36,6 +38,7 @@ mod watch;
 mod wire;
 
 pub use aioice::Aioice;
+pub use aioquic::Aioquic;
 pub use arrivals::{Arrivals, payload_at};
 pub use flow::{Flow, Packet};
 pub use frame::{Content, Datagram, Mac, Shape};
@@ -43,6 +46,7 @@ pub use kernel_lab::{Addresses, KernelLab};
 pub use lab::{Host, Lab};
 pub use live::offer_live;
 pub use neighbour::{Neighbour, paced};
+pub use node::{Calls, NodeProcess, echo, node_on, pattern};
 pub use peers::EchoPeer;
 pub use pinned::{Pinned, Used};
 pub use probe::{Granted, Probe, Refused, Relayed, on_channel};

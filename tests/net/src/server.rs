@@ -418,29 +418,28 @@ fn write_configuration(kind: Kind, host: &Host, options: &ServerOptions) -> Path
     configuration
 }
 
+/// What starts a program on `host` as an ordinary user without any privilege, who may write into the
+/// laboratory's directory.
+pub(crate) fn as_ordinary_user(host: &Host) -> Command {
+    let id = NOBODY.to_string();
+    let mut command = host.command("setpriv");
+    command.args(["--reuid", &id, "--regid", &id, "--clear-groups"]);
+    command.args(["--no-new-privs", "--bounding-set", "-all"]);
+    command.args(["--pdeathsig", "KILL", "env"]);
+    unix::fs::chown(host.directory(), Some(NOBODY), Some(NOBODY))
+        .expect("root may give a directory away");
+    command
+}
+
 /// What starts the server on `host`; writes its configuration.
 fn command(kind: Kind, host: &Host, options: &ServerOptions) -> Command {
     let directory = host.directory();
     let configuration = write_configuration(kind, host, options);
-    let mut command = host.command(if options.unprivileged {
-        "setpriv"
+    let mut command = if options.unprivileged {
+        as_ordinary_user(host)
     } else {
-        "env"
-    });
-    if options.unprivileged {
-        let id = NOBODY.to_string();
-        command.args([
-            "--reuid",
-            &id,
-            "--regid",
-            &id,
-            "--clear-groups",
-            "--no-new-privs",
-        ]);
-        command.args(["--bounding-set", "-all", "--pdeathsig", "KILL", "env"]);
-        unix::fs::chown(directory, Some(NOBODY), Some(NOBODY))
-            .expect("root may give a directory away");
-    }
+        host.command("env")
+    };
     match kind {
         Kind::Coturn => command.args(["turnserver", "-c"]).arg(&configuration),
         Kind::Towpath(_) => {

@@ -33,6 +33,11 @@ const KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// How long the end waits for peers to have heard of it. One who has not notices by itself.
 const FAREWELL: Duration = Duration::from_secs(1);
 
+/// TLS's alert where there is no common key exchange (RFC 8446 §6.2).
+const HANDSHAKE_FAILURE: u8 = 40;
+/// And that where there is no common protocol (RFC 7301 §3.2).
+const NO_APPLICATION_PROTOCOL: u8 = 120;
+
 /// What connections are closed with, besides 0 for the end of a node.
 pub(crate) mod code {
     /// All of both directions was delivered.
@@ -243,6 +248,14 @@ impl Callee {
                 if !self.node.allow_classical =>
             {
                 "the peer has no post-quantum one; --allow-classical does without"
+            }
+            ConnectError::Handshake(CloseReason::Refused(HANDSHAKE_FAILURE))
+                if !self.node.allow_classical =>
+            {
+                "most likely it has no post-quantum key exchange; --allow-classical does without"
+            }
+            ConnectError::Handshake(CloseReason::Refused(NO_APPLICATION_PROTOCOL)) => {
+                "who is there speaks another protocol than nodes do"
             }
             _ => match error.fault() {
                 Fault::Caller => "this cannot be asked for",
