@@ -102,7 +102,8 @@ impl Parts {
             // QUIC bounds how many streams a peer may have open, and with it what can wait here.
             bidirectional: async_channel::unbounded(),
             unidirectional: async_channel::unbounded(),
-            datagrams: async_channel::bounded(MAX_DATAGRAMS),
+            // Bounded by who fills it: a queue that is made with a bound holds memory for all of it.
+            datagrams: async_channel::unbounded(),
             over: async_channel::bounded(1),
             reason: OnceLock::new(),
         })
@@ -137,7 +138,8 @@ impl Parts {
 
     /// Whether there was room.
     pub(crate) fn datagram(&self, datagram: Bytes) -> bool {
-        self.datagrams.0.try_send(datagram).is_ok()
+        let (queue, _) = &self.datagrams;
+        queue.len() < MAX_DATAGRAMS && queue.try_send(datagram).is_ok()
     }
 }
 
