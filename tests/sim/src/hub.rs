@@ -395,8 +395,13 @@ impl Host {
                 Notice::Closed { reason, .. } => panic!("closed: {reason}"),
                 Notice::Finished { .. }
                 | Notice::Available { .. }
-                | Notice::DatagramsUnblocked { .. } => {}
+                | Notice::DatagramsUnblocked { .. }
+                | Notice::PathChanged { .. }
+                | Notice::Pool(_)
+                | Notice::Breaker(_) => {}
                 Notice::Stopped { .. } => panic!("nobody stops a stream"),
+                Notice::Got { .. } => panic!("nobody waits for a connection"),
+                Notice::ShutDown => panic!("nobody shuts anything down"),
             }
         }
     }
