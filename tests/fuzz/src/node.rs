@@ -24,8 +24,8 @@ use crate::bytes::Bytes;
 const MAX_POLLS: usize = 100_000;
 /// Datagrams on the way; further ones are lost.
 const MAX_IN_FLIGHT: usize = 512;
-/// Longer than a connection lives without hearing of its peer, and remembers it afterwards.
-const LONG_SILENCE: Duration = Duration::from_secs(600);
+/// Longer than a connection lives without hearing of its peer, and than anybody remembers it afterwards.
+const LONG_SILENCE: Duration = Duration::from_secs(1_800);
 /// The longest time that one step of the input takes.
 const STEP: Duration = Duration::from_millis(4);
 /// Bytes of one write at most.

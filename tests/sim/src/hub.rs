@@ -397,6 +397,7 @@ impl Host {
                 | Notice::Available { .. }
                 | Notice::DatagramsUnblocked { .. }
                 | Notice::PathChanged { .. }
+                | Notice::HealthChanged { .. }
                 | Notice::Pool(_)
                 | Notice::Breaker(_) => {}
                 Notice::Stopped { .. } => panic!("nobody stops a stream"),

@@ -51,6 +51,7 @@ pub mod stun;
 pub mod swarm;
 pub mod trace;
 pub mod traffic;
+pub mod watch;
 pub mod world;
 
 pub use dice::Dice;

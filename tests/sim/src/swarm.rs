@@ -12,6 +12,7 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use rustls::crypto::CryptoProvider;
+use towpath_proto::health::HealthStatus;
 use towpath_proto::identity::{Identity, PeerAddr, PeerId, SecretKey};
 use towpath_proto::machine::{ListenerId, ShardId, Socket};
 use towpath_proto::peer::{CLOSED_BY_POOL, Call, ConnectionHandle, Notice, Peer, PeerConfig};
@@ -28,8 +29,8 @@ use crate::world::{Context, Node, World};
 const PORT: u16 = 4433;
 /// Outputs that one input may lead to: a window's worth of datagrams.
 const MAX_OUTPUTS: usize = 1024;
-/// Everything is over by then, the longest timeout included.
-const LIMIT: Duration = Duration::from_secs(600);
+/// Everything is over by then, and nobody is remembered any more.
+const LIMIT: Duration = Duration::from_secs(1_800);
 /// Bytes read at a time.
 const READ_BYTES: usize = 3_000;
 /// Datagrams that a caller sends.
@@ -198,6 +199,8 @@ pub fn run(seed: u64, plan: &Plan, provider: Arc<CryptoProvider>) -> Outcome {
         assert!(node.talks.is_empty(), "never told: {:?}", node.talks);
         assert!(node.waits.is_empty(), "never answered: {:?}", node.waits);
         node.assert_pool_is_empty();
+        let forgotten = |status: &HealthStatus| *status == HealthStatus::Unknown;
+        assert!(node.health.values().all(forgotten), "{:?}", node.health);
         let retried = machine.counters().retried_handshakes.value();
         ledger.borrow_mut().outcome.retried += retried;
     }
@@ -306,6 +309,8 @@ pub struct NodeHost {
     /// Callers that wait for a connection.
     waits: BTreeMap<Ticket, Outgoing>,
     tickets: u64,
+    /// How peers are doing, as far as the node was told.
+    health: BTreeMap<PeerId, HealthStatus>,
     ledger: Rc<RefCell<Ledger>>,
     /// Notices that were not looked at yet.
     notices: VecDeque<Notice>,
@@ -363,6 +368,7 @@ impl NodeHost {
             talks: BTreeMap::new(),
             waits: BTreeMap::new(),
             tickets: 0,
+            health: BTreeMap::new(),
             ledger,
             notices: VecDeque::new(),
         }
@@ -374,6 +380,7 @@ impl NodeHost {
         self.ledger.borrow_mut().outcome.abandoned += (calls + self.waits.len()) as u64;
         self.talks.clear();
         self.waits.clear();
+        self.health.clear();
         self.shell = machine(&self.config, &self.identity, &mut self.dice);
     }
 
@@ -513,6 +520,11 @@ impl NodeHost {
                 }
                 Notice::Stopped { .. } => panic!("nobody stops a stream"),
                 Notice::Datagram { connection } => self.datagrams(context, connection),
+                Notice::HealthChanged { peer, from, to } => {
+                    let known = self.health.insert(peer, to).unwrap_or_default();
+                    assert_eq!(known, from, "a change is not told");
+                    assert_ne!(from, to, "nothing has changed");
+                }
                 Notice::Available { .. }
                 | Notice::DatagramsUnblocked { .. }
                 | Notice::PathChanged { .. }

@@ -473,6 +473,9 @@ impl Core {
                 self.is_shut_down = true;
                 self.tell_closed();
             }
+            Notice::HealthChanged { peer, from, to } => {
+                self.shared.tell(&Event::HealthChanged { peer, from, to });
+            }
         }
     }
 

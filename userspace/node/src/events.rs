@@ -9,6 +9,7 @@ use std::time::Duration;
 use async_channel::{Receiver, Sender, TrySendError};
 use futures::Stream;
 use towpath_proto::breaker::BreakerChange;
+use towpath_proto::health::HealthStatus;
 use towpath_proto::identity::PeerId;
 use towpath_proto::pool::DialError;
 use towpath_proto::quic::{CloseReason, SecurityLevel};
@@ -63,6 +64,15 @@ pub enum Event {
     },
     /// Something is called no more for a while because it did not answer too often, or is called again.
     Breaker(BreakerChange),
+    /// A peer is doing better or worse, as far as one of the node's shards knows.
+    HealthChanged {
+        /// Which.
+        peer: PeerId,
+        /// How it did before.
+        from: HealthStatus,
+        /// How it is doing now.
+        to: HealthStatus,
+    },
 }
 
 /// The events of a node, from when it was asked for; ends with the node. One who does not keep up loses

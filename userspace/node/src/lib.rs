@@ -66,6 +66,7 @@ pub use node::{Node, NodeBuilder};
 pub use shared::{Count, NodeCounters};
 pub use stream::{RecvStream, SendStream};
 pub use towpath_engine::{Driver, Report};
+pub use towpath_proto::health::{HealthConfig, HealthStatus, Threshold};
 pub use towpath_proto::identity::{Identity, PeerAddr, PeerId, SecretKey};
 pub use towpath_proto::peer::{PeerConfig, PeerLimits};
 pub use towpath_proto::quic::{

@@ -21,6 +21,7 @@ mod path;
 mod path_check;
 mod pooling;
 mod verbs;
+mod watching;
 
 pub use call::Call;
 pub use config::{PeerConfig, PeerConfigError, PeerLimits};
@@ -34,6 +35,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::breaker::BreakerChange;
+use crate::health::HealthStatus;
 use crate::identity::{Identity, PeerId};
 use crate::machine::{Datagram, Prefix, ShardId, TrafficClass, Transmit};
 use crate::pool::{GetError, PoolEvent, Ticket};
@@ -46,6 +48,7 @@ use follow::{Checks, Following};
 use metering::{Metered, Metering};
 use path::{Hop, MadeUp, Path};
 use pooling::{Pooled, Pooling};
+use watching::{Watch, Watching};
 
 /// Timers looked at in one call of `handle_timeout`.
 const TIMEOUT_BUDGET: u32 = 256;
@@ -161,6 +164,15 @@ pub enum Notice {
         /// Where it is.
         to: SocketAddr,
     },
+    /// A peer is doing better or worse, as far as this shard knows.
+    HealthChanged {
+        /// Which.
+        peer: PeerId,
+        /// How it did before.
+        from: HealthStatus,
+        /// How it is doing now; unknown where nothing was heard of it for long.
+        to: HealthStatus,
+    },
 }
 
 /// A shard of a node.
@@ -175,6 +187,7 @@ pub struct Peer {
     links: Vec<Slot>,
     timers: Timers<u32>,
     metering: Metering,
+    watching: Watching,
     waiting: VecDeque<(Hop, u8, Vec<u8>)>,
     checks: Checks,
     notices: VecDeque<Notice>,
@@ -205,6 +218,7 @@ struct Link {
     /// Where `Peer::made_up` has it.
     known_at: Option<SocketAddr>,
     following: Option<Box<Following>>,
+    watch: Watch,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -231,6 +245,7 @@ impl Peer {
         let endpoint = Endpoint::new(&config.quic, identity, shard, seed)?;
         let metering = Metering::new(Arc::clone(&config.bandwidth));
         let pooling = Pooling::new(identity.id(), &config, seed)?;
+        let watching = Watching::new(&config, seed)?;
         Ok(Self {
             id: identity.id(),
             shard,
@@ -241,6 +256,7 @@ impl Peer {
             links: Vec::new(),
             timers: Timers::new(),
             metering,
+            watching,
             waiting: VecDeque::new(),
             checks: Checks::default(),
             notices: VecDeque::new(),
@@ -276,6 +292,7 @@ impl Peer {
             && self.timers.is_empty()
             && self.checks.is_empty()
             && self.metering.is_empty()
+            && self.watching.is_empty()
             && self.handshakes == 0
             && self.pooling.is_empty()
     }
@@ -308,6 +325,7 @@ impl Peer {
             pooled: Pooled::default(),
             known_at: None,
             following: None,
+            watch: Watch::default(),
         });
     }
 
@@ -409,7 +427,9 @@ impl Peer {
             let address = self.made_up.of_peer(peer);
             self.made_up.found(address, hop.destination);
         }
-        Some(link.incoming)
+        let incoming = link.incoming;
+        self.watch_connected(index, peer);
+        Some(incoming)
     }
 
     /// A connection is over for the application, which is told so once, if it knows of it.
@@ -434,6 +454,7 @@ impl Peer {
             self.made_up.left(at);
         }
         self.stop_following(index);
+        self.watch_closed(index, before, &reason);
         if told {
             self.notices
                 .push_back(Notice::Closed { connection, reason });
@@ -562,6 +583,7 @@ impl Machine for Peer {
                 if let Some(stray) = stray {
                     self.strayed(now, stray, hop, payload.len());
                 }
+                self.watch_heard(now, index);
             }
             Arrival::New(incoming) => self.begin(now, incoming, hop),
         }
@@ -587,6 +609,7 @@ impl Machine for Peer {
         }
         self.meter_timeout(now);
         self.pool_timeout(now);
+        self.watch_timeout(now, &mut budget);
     }
 
     fn poll_transmit(&mut self, now: Timestamp, buffer: &mut [u8]) -> Option<Transmit> {
@@ -604,7 +627,9 @@ impl Machine for Peer {
         let limits = self.metering.deadline(self.now);
         let timers = self.timers.next_deadline();
         let pool = self.pooling.deadline();
-        [limits, timers, pool].into_iter().flatten().min()
+        let watch = self.watching.next_deadline();
+        let all = [limits, timers, pool, watch];
+        all.into_iter().flatten().min()
     }
 }
 

@@ -16,6 +16,7 @@ mod certificate;
 mod cid;
 mod clock;
 mod config;
+mod confirmed;
 mod endpoint;
 mod session;
 mod stats;

@@ -336,8 +336,7 @@ impl Peer {
             }
             Action::KeepAlive { connection } => {
                 self.measure(connection);
-                self.endpoint.ping(connection.index);
-                self.attend(connection.index, None);
+                self.send_probe(now, connection.index);
             }
             Action::Answer { ticket, result } => {
                 self.notices.push_back(Notice::Got { ticket, result });
@@ -383,6 +382,9 @@ impl Peer {
                 false => Outcome::Cancelled,
             };
             self.pooling.breakers.record(now, permit, outcome);
+        }
+        if too_slow {
+            self.watch_too_slow(index);
         }
         let connection = self.handle_of(index);
         self.close(now, connection, CLOSED_BY_POOL, b"given up");

@@ -14,9 +14,12 @@ use crate::machine::{ListenerId, Socket, TRANSMIT_BUFFER_BYTES};
 use crate::quic::{SecurityPolicy, StreamError};
 
 mod pooling;
+mod watching;
 
 struct Lab {
     now: Timestamp,
+    /// Whether nothing passes between the nodes.
+    cut: bool,
     peers: [(Peer, SocketAddr); 2],
     notices: [Vec<Notice>; 2],
     /// What was sent to where nobody is.
@@ -39,6 +42,7 @@ impl Lab {
         };
         Self {
             now: Timestamp::from_nanos(1_000_000_000_000),
+            cut: false,
             peers: [peer(0), peer(1)],
             notices: [Vec::new(), Vec::new()],
             lost: Vec::new(),
@@ -91,6 +95,9 @@ impl Lab {
                     .peers
                     .iter()
                     .position(|(_, at)| *at == sent.destination);
+                if self.cut {
+                    continue;
+                }
                 let Some(to) = to else {
                     let bytes = buffer[sent.payload].to_vec();
                     self.lost.push((sent.destination, bytes));

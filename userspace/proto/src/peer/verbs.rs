@@ -70,6 +70,7 @@ impl Peer {
             .connect(now, to.id(), made_up)
             .map_err(|_| ConnectError::Exhausted)?;
         self.insert(index, Path::Racing(first, hops.collect()), false);
+        self.watch_call(index, to.id());
         self.begin_metering(now, index, to.id());
         Ok(index)
     }

@@ -23,6 +23,7 @@ use rustls::{CipherSuite, NamedGroup};
 use super::certificate;
 use super::cid::{Issued, ShardCids};
 use super::clock::Clock;
+use super::confirmed::Confirming;
 use super::session::{Callee, Caller, Shared};
 use super::verifier::PeerVerifier;
 use crate::identity::Identity;
@@ -260,7 +261,8 @@ impl QuicConfig {
             .min_mtu(PATH_BYTES)
             .mtu_discovery_config((self.max_mtu_bytes > PATH_BYTES).then_some(discovery))
             // The shell does not have to know: what is built at once is given to it one by one.
-            .enable_segmentation_offload(true);
+            .enable_segmentation_offload(true)
+            .congestion_controller_factory(Arc::new(Confirming::default()));
         Ok(transport)
     }
 

@@ -5,6 +5,7 @@ mod paths;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ahash::RandomState;
 use bytes::Bytes;
@@ -21,6 +22,7 @@ use super::batch::{Arena, Batch, MAX_DATAGRAMS, Spares};
 use super::cid::{self, Issued};
 use super::clock::Clock;
 use super::config::{Configs, QuicConfig, QuicConfigError, SecurityLevel};
+use super::confirmed;
 use super::session::{Handshake, HandshakeFailure};
 use super::stream::{
     CloseReason, DatagramError, Direction, Read, ReadError, StreamError, StreamId, WriteError,
@@ -95,6 +97,15 @@ pub(crate) enum Event {
     Stopped(StreamId, u64),
     DatagramReceived,
     DatagramsUnblocked,
+}
+
+/// How the other end of a connection is heard.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Pulse {
+    /// When the latest packet was sent whose receipt it has confirmed.
+    pub(crate) confirmed: Option<Timestamp>,
+    /// The round trip, as QUIC estimates it.
+    pub(crate) rtt: Duration,
 }
 
 /// Whether a connection is still there.
@@ -347,7 +358,7 @@ impl Endpoint {
         }
     }
 
-    /// Has something sent that the peer answers.
+    /// Has something sent that the peer answers, however idle the connection is (RFC 9000 §19.2).
     pub(crate) fn ping(&mut self, index: u32) {
         if let Some(connection) = self.connection(index) {
             connection.ping();
@@ -497,6 +508,16 @@ impl Endpoint {
 
     pub(crate) fn receive_datagram(&mut self, index: u32) -> Option<Bytes> {
         self.connection(index)?.datagrams().recv()
+    }
+
+    /// How the other end of a connection is heard.
+    pub(crate) fn pulse(&self, index: u32) -> Option<Pulse> {
+        let connection = &self.entry_ref(index)?.connection;
+        let confirmed = confirmed::sent_at(connection.congestion_state());
+        Some(Pulse {
+            confirmed: confirmed.map(|at| self.clock.timestamp(at)),
+            rtt: connection.rtt(),
+        })
     }
 
     fn entry_ref(&self, index: u32) -> Option<&Entry> {
