@@ -20,11 +20,11 @@ const ENDLESS: u64 = u64::MAX;
 const FREE: LimitWord = LimitWord::UNLIMITED;
 
 fn limit(bits_per_second: u64, burst_bytes: u64) -> LimitWord {
-    LimitWord::new(bits_per_second, burst_bytes).unwrap()
+    LimitWord::new(bits_per_second, burst_bytes).expect("what is asked for makes sense")
 }
 
 fn hub(spokes: usize, config: BandwidthConfig) -> Hub {
-    let limits = Bandwidth::new(&config).unwrap();
+    let limits = Bandwidth::new(&config).expect("what is asked for makes sense");
     let link = Link::perfect(Duration::from_millis(15));
     let mut hub = Hub::new(spokes as u64, spokes, link, limits, &crypto::seeded(1));
     hub.run(2 * SECOND);
@@ -118,7 +118,7 @@ fn weights_hold_where_the_limit_for_all_binds_and_nobody_starves() {
         for (spoke, priority) in Priority::ALL.into_iter().enumerate() {
             let peer = hub.id(spoke);
             hub.ask(move |machine, now| machine.set_priority(now, peer, priority))
-                .unwrap();
+                .expect("what is asked for makes sense");
             if up {
                 hub.upload(spoke, ENDLESS);
             } else {
@@ -165,16 +165,22 @@ fn what_one_does_not_want_goes_to_the_others_within_floor_and_ceiling() {
     let mut hub = hub(3, config);
     let [first, second, third] = [0, 1, 2].map(|spoke| hub.id(spoke));
     hub.ask(move |machine, now| {
-        machine.set_priority(now, first, Priority::Control).unwrap();
-        machine.set_priority(now, third, Priority::Bulk).unwrap();
+        machine
+            .set_priority(now, first, Priority::Control)
+            .expect("what is asked for makes sense");
+        machine
+            .set_priority(now, third, Priority::Bulk)
+            .expect("what is asked for makes sense");
         let ceiling = Allowance {
             up: limit(3 * MBIT, 16 * 1024),
             ..Allowance::UNLIMITED
         };
-        machine.set_limit(now, first, ceiling).unwrap();
+        machine
+            .set_limit(now, first, ceiling)
+            .expect("what is asked for makes sense");
         machine
             .set_priority(now, second, Priority::Interactive)
-            .unwrap();
+            .expect("what is asked for makes sense");
     });
     for spoke in 0..3 {
         hub.upload(spoke, ENDLESS);
@@ -201,7 +207,7 @@ fn a_change_acts_at_once() {
             ..Allowance::UNLIMITED
         };
         hub.ask(move |machine, now| machine.set_limit(now, peer, allowance))
-            .unwrap();
+            .expect("what is asked for makes sense");
         let before = hub.sent_to(0);
         hub.run(SECOND);
         (hub.sent_to(0) - before) * 8
@@ -221,7 +227,10 @@ fn a_small_message_does_not_wait_for_bulk() {
     let begin = hub.now();
     let ping = hub.upload(2, 64);
     hub.run(SECOND);
-    let took = hub.arrived(2, ping).unwrap().saturating_since(begin);
+    let took = hub
+        .arrived(2, ping)
+        .expect("what is asked for makes sense")
+        .saturating_since(begin);
     assert!(took < Duration::from_millis(50), "{took:?}");
 }
 
@@ -235,12 +244,16 @@ fn of_two_streams_the_one_of_higher_priority_goes_first() {
             hub.ask(move |machine, now| {
                 machine.set_stream_priority(now, connection, stream, priority)
             })
-            .unwrap();
+            .expect("what is asked for makes sense");
             stream
         });
     let begin = hub.now();
     hub.run_until_done(10 * SECOND).expect("nothing hangs");
-    let took = |stream| hub.arrived(0, stream).unwrap().saturating_since(begin);
+    let took = |stream| {
+        hub.arrived(0, stream)
+            .expect("what is asked for makes sense")
+            .saturating_since(begin)
+    };
     assert!(
         took(control) < Duration::from_millis(600),
         "{:?}",
@@ -275,7 +288,9 @@ fn datagrams_over_the_limit_are_dropped_and_counted_and_streams_leave_room_for_t
     );
     assert!(dropped > 500, "{dropped}");
     let peer = hub.id(0);
-    let usage = hub.ask(move |machine, _| machine.usage(peer)).unwrap();
+    let usage = hub
+        .ask(move |machine, _| machine.usage(peer))
+        .expect("what is asked for makes sense");
     assert_eq!(usage.down.dropped_packets, dropped);
 }
 
@@ -288,7 +303,10 @@ fn streams_of_a_limited_connection_take_turns() {
     hub.run(4 * SECOND);
     let read = hub.read_of_streams();
     println!("{read:?}");
-    let (least, most) = (read.iter().min().unwrap(), read.iter().max().unwrap());
+    let (least, most) = (
+        read.iter().min().expect("what is asked for makes sense"),
+        read.iter().max().unwrap(),
+    );
     assert!(least * 2 > *most, "{read:?}");
     hub.run_until_done(20 * SECOND).expect("nothing hangs");
     assert_eq!(hub.delivered_from(0), 2_000_000);
@@ -304,7 +322,9 @@ fn what_is_used_is_what_passes() {
     hub.run(SECOND);
     for spoke in 0..2 {
         let peer = hub.id(spoke);
-        let usage = hub.ask(move |machine, _| machine.usage(peer)).unwrap();
+        let usage = hub
+            .ask(move |machine, _| machine.usage(peer))
+            .expect("what is asked for makes sense");
         assert_eq!(usage.up.bytes, hub.sent_to(spoke));
         assert_eq!(usage.down.bytes, hub.came_from(spoke));
     }
@@ -327,7 +347,9 @@ fn without_anything_to_do_nothing_is_woken() {
         hub.wakeups() - before
     );
     let peer = hub.id(0);
-    let usage = hub.ask(move |machine, _| machine.usage(peer)).unwrap();
+    let usage = hub
+        .ask(move |machine, _| machine.usage(peer))
+        .expect("what is asked for makes sense");
     assert!(usage.up.limit.is_unlimited(), "its share was lifted");
     hub.ask(|machine, now| assert!(machine.poll_timeout().is_none_or(|at| at > now)));
 }
@@ -378,7 +400,7 @@ fn random(seed: u64) {
         Link::perfect(dice.duration(Duration::from_millis(1)..Duration::from_millis(60)));
     link.loss = PerMillion(*dice.pick(&[0, 10_000, 50_000]));
     let spokes = 1 + dice.below(3);
-    let limits = Bandwidth::new(&config).unwrap();
+    let limits = Bandwidth::new(&config).expect("what is asked for makes sense");
     let mut hub = Hub::new(seed, spokes, link, limits, &crypto::seeded(seed));
     hub.run(10 * SECOND);
     let mut expected = vec![(0, 0); spokes];
@@ -397,7 +419,7 @@ fn random(seed: u64) {
             2 => {
                 let allowance = allowance(&mut dice);
                 hub.ask(move |machine, now| machine.set_limit(now, peer, allowance))
-                    .unwrap();
+                    .expect("what is asked for makes sense");
             }
             3 => {
                 let (up, down) = (any(&mut dice), any(&mut dice));
@@ -406,7 +428,7 @@ fn random(seed: u64) {
             4 => {
                 let priority = *dice.pick(&Priority::ALL);
                 hub.ask(move |machine, now| machine.set_priority(now, peer, priority))
-                    .unwrap();
+                    .expect("what is asked for makes sense");
             }
             _ => hub.run(dice.duration(Duration::ZERO..SECOND)),
         }
