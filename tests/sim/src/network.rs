@@ -183,6 +183,24 @@ impl Network {
         self.links.insert((from, to), link);
     }
 
+    /// Gives a translated host another public address in place of one that it has, without a word to it.
+    /// What is under way to the old one still arrives; what is sent there from now on has no host.
+    pub fn renumber(&mut self, host: HostId, from: IpAddr, to: IpAddr) {
+        assert_eq!(
+            self.by_address.remove(&from),
+            Some(host),
+            "{from} is its own"
+        );
+        let other = self.by_address.insert(to, host);
+        assert_eq!(other, None, "{to} belongs to two hosts");
+        let Edge::OneToOne { pairs, .. } = &mut self.hosts[host.0].edge else {
+            panic!("an open host has the addresses that others know");
+        };
+        for (_, public) in pairs.iter_mut().filter(|(_, public)| *public == from) {
+            *public = to;
+        }
+    }
+
     /// Lets nothing pass from one host to another until a time.
     pub fn partition(&mut self, from: HostId, to: HostId, until: Timestamp) {
         self.partitions.insert((from, to), until);

@@ -63,6 +63,8 @@ pub struct Plan {
     pub cancel_one_in: usize,
     /// Connections that a node may have.
     pub connections: usize,
+    /// Nodes that get another public address, and how long after the last call or move.
+    pub moves: Vec<(Duration, usize)>,
 }
 
 impl Plan {
@@ -81,6 +83,7 @@ impl Plan {
             mutual_one_in: usize::MAX,
             cancel_one_in: usize::MAX,
             connections: usize::MAX,
+            moves: Vec::new(),
         }
     }
 
@@ -106,6 +109,9 @@ impl Plan {
             mutual_one_in: *dice.pick(&[2, usize::MAX]),
             cancel_one_in: *dice.pick(&[3, usize::MAX]),
             connections: *dice.pick(&[1, 3, usize::MAX]),
+            moves: (0..*dice.pick(&[0, 0, 1, 4]))
+                .map(|_| (dice.duration(ms(0)..ms(8_000)), dice.below(nodes)))
+                .collect(),
         }
     }
 }
@@ -139,6 +145,8 @@ pub struct Outcome {
     pub arrived: u64,
     /// Handshakes that were begun again with a proof of the address.
     pub retried: u64,
+    /// Times that a node found a peer elsewhere.
+    pub moved: u64,
     /// The longest datagrams that a call's way was found to carry.
     pub mtu_bytes: u16,
     /// Times that a caller had to send less, because something was lost or marked.
@@ -166,9 +174,13 @@ pub fn run(seed: u64, plan: &Plan, provider: Arc<CryptoProvider>) -> Outcome {
     let mut hosts = Vec::new();
     for index in 0..plan.nodes {
         let host = NodeHost::new(&dice, index, plan, &provider, ledger.clone());
-        let address = host.address;
-        let id = world.add(&[address.ip()], Edge::Open, host);
-        world.network.bind(id, address).expect("the port is free");
+        let (local, public) = (host.address, host.public);
+        let edge = Edge::OneToOne {
+            pairs: vec![(local.ip(), public.ip())],
+            hairpin: false,
+        };
+        let id = world.add(&[local.ip()], edge, host);
+        world.network.bind(id, local).expect("the port is free");
         hosts.push(id);
     }
     let mut calls = dice.fork("calls", 0);
@@ -189,6 +201,10 @@ pub fn run(seed: u64, plan: &Plan, provider: Arc<CryptoProvider>) -> Outcome {
             world.act(host, NodeHost::cancel);
         }
     }
+    for (pause, index) in &plan.moves {
+        world.run_until(world.now() + *pause);
+        renumber(&mut world, hosts[*index]);
+    }
     world.run_until(start + LIMIT);
     assert_eq!(world.in_flight(), 0, "datagrams still fly");
     for host in hosts {
@@ -203,6 +219,8 @@ pub fn run(seed: u64, plan: &Plan, provider: Arc<CryptoProvider>) -> Outcome {
         assert!(node.health.values().all(forgotten), "{:?}", node.health);
         let retried = machine.counters().retried_handshakes.value();
         ledger.borrow_mut().outcome.retried += retried;
+        let moved = machine.counters().path_changes.value();
+        ledger.borrow_mut().outcome.moved += moved;
     }
     let mut ledger = ledger.borrow_mut();
     let lost = ledger.received.difference(&ledger.expected).count();
@@ -214,6 +232,18 @@ pub fn run(seed: u64, plan: &Plan, provider: Arc<CryptoProvider>) -> Outcome {
     let ends = outcome.completed + outcome.wrong_peer + nothing;
     assert_eq!(ends, ledger.calls, "every call ends once: {outcome:?}");
     outcome
+}
+
+/// Gives a node a public address that nobody had before.
+fn renumber(world: &mut World<NodeHost>, host: HostId) {
+    let (from, to) = world.act(host, |node, _| {
+        let from = node.public.ip();
+        node.moves += 1;
+        let ip = Ipv4Addr::new(198, 51, node.moves, node.number);
+        node.public.set_ip(ip.into());
+        (from, node.public.ip())
+    });
+    world.network.renumber(host, from, to);
 }
 
 fn call(world: &mut World<NodeHost>, hosts: &[HostId], plan: &Plan, dice: &mut Dice) {
@@ -236,7 +266,7 @@ fn call_one(
     dice: &mut Dice,
 ) {
     let callee = world.node(to);
-    let (id, address) = (callee.shell.machine().id(), callee.address);
+    let (id, address) = (callee.shell.machine().id(), callee.public);
     let wanted = wrong.unwrap_or(id);
     let call = Outgoing {
         expected: id,
@@ -304,7 +334,11 @@ pub struct NodeHost {
     identity: Identity,
     /// Where the seeds of the machines come from.
     dice: Dice,
+    number: u8,
     address: SocketAddr,
+    /// What others know it by.
+    public: SocketAddr,
+    moves: u8,
     talks: BTreeMap<ConnectionHandle, Talk>,
     /// Callers that wait for a connection.
     waits: BTreeMap<Ticket, Outgoing>,
@@ -348,7 +382,8 @@ impl NodeHost {
     ) -> Self {
         let mut dice = dice.fork("node", index as u64);
         let last = u8::try_from(index + 1).expect("fewer than 255 nodes");
-        let address = SocketAddr::new(Ipv4Addr::new(192, 0, 2, last).into(), PORT);
+        let address = SocketAddr::new(Ipv4Addr::new(10, 0, 0, last).into(), PORT);
+        let public = SocketAddr::new(Ipv4Addr::new(192, 0, 2, last).into(), PORT);
         let mut config = PeerConfig {
             listeners: vec![address],
             ..PeerConfig::default()
@@ -357,6 +392,8 @@ impl NodeHost {
         config.limits.retry_above = plan.retry_above;
         let connections = &mut config.pool.max_total_connections;
         *connections = plan.connections.min(*connections);
+        // Who moves and has nothing to say is not found otherwise.
+        config.quic.keep_alive = (!plan.moves.is_empty()).then_some(Duration::from_secs(2));
         let config = Arc::new(config);
         let identity = identity(dice.number());
         Self {
@@ -364,7 +401,10 @@ impl NodeHost {
             config,
             identity,
             dice,
+            number: last,
             address,
+            public,
+            moves: 0,
             talks: BTreeMap::new(),
             waits: BTreeMap::new(),
             tickets: 0,

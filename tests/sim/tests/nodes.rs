@@ -63,6 +63,27 @@ fn a_connection_finds_out_how_long_datagrams_may_be() {
 }
 
 #[test]
+fn a_transfer_goes_on_when_either_end_gets_another_address_in_the_middle_of_it() {
+    for (seed, link) in [
+        (1, Link::perfect(Duration::from_millis(20))),
+        (2, lossy()),
+        (3, lossy()),
+    ] {
+        for moves in [vec![0], vec![1], vec![0, 1], vec![1, 0, 0]] {
+            let mut plan = Plan::pair(link.clone());
+            plan.max_message_bytes = 4_000_000;
+            plan.moves = moves
+                .iter()
+                .map(|mover| (Duration::from_millis(400), *mover))
+                .collect();
+            let outcome = run(seed, &plan, crypto::seeded(seed));
+            assert_eq!(outcome.completed, 1, "{seed} {moves:?}: {outcome:?}");
+            assert!(outcome.moved >= 1, "{seed} {moves:?}: {outcome:?}");
+        }
+    }
+}
+
+#[test]
 fn a_mark_on_the_way_makes_the_sender_slow_down_although_nothing_is_lost() {
     let mut link = Link::perfect(Duration::from_millis(20));
     link.congestion = PerMillion(100_000);
@@ -110,12 +131,14 @@ fn random_nodes_get_through_what_they_say_and_leave_nothing_behind() {
         all.abandoned += outcome.abandoned;
         all.arrived += outcome.arrived;
         all.retried += outcome.retried;
+        all.moved += outcome.moved;
     }
     println!("{runs} runs: {all:?}");
     if runs >= seeds::DEFAULT_COUNT {
         assert!(all.completed > 5 * all.timed_out, "{all:?}");
         assert!(all.wrong_peer > 0 && all.retried > 0 && all.timed_out > 0 && all.abandoned > 0);
         assert!(all.cancelled > 0 && all.full > 0 && all.reused > 0);
+        assert!(all.moved > 0);
     }
 }
 

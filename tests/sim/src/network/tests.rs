@@ -62,6 +62,28 @@ fn a_translated_host_is_reached_by_its_public_address_and_answers_from_it() {
 }
 
 #[test]
+fn a_translated_host_gets_another_public_address() {
+    let (inside, before, after) = (ip("10.0.0.1"), ip("8.0.0.1"), ip("8.0.0.2"));
+    let mut network = Network::new(Link::perfect(MS), Dice::new(1));
+    let edge = Edge::OneToOne {
+        pairs: vec![(inside, before)],
+        hairpin: false,
+    };
+    let host = network.add_host(&[inside], edge);
+    let other = network.add_host(&[ip("9.0.0.1")], Edge::Open);
+    let mut trace = Trace::new();
+    network.renumber(host, before, after);
+    let sent = packet(host, "10.0.0.1:7", "9.0.0.1:9", b"x");
+    let arrivals = network.send(Timestamp::ZERO, sent, &mut trace);
+    assert_eq!(arrivals[0].packet.source, addr("8.0.0.2:7"));
+    let sent = packet(other, "9.0.0.1:9", "8.0.0.2:7", b"x");
+    let arrivals = network.send(Timestamp::ZERO, sent, &mut trace);
+    assert_eq!(arrivals[0].packet.destination, addr("10.0.0.1:7"));
+    let sent = packet(other, "9.0.0.1:9", "8.0.0.1:7", b"x");
+    assert_eq!(network.send(Timestamp::ZERO, sent, &mut trace), []);
+}
+
+#[test]
 fn what_a_kernel_keeps_on_the_host_stays_there() {
     let (mut network, a, _, mut trace) = two_hosts(Link::perfect(MS));
     for (to, as_seen) in [
