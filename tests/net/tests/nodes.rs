@@ -6,7 +6,7 @@ use std::process::Stdio;
 
 use futures::executor::block_on;
 use towpath::{CloseReason, Node, PeerAddr};
-use towpath_net::{Calls, Driver, Host, Lab, NodeProcess, address, node_on, pattern};
+use towpath_net::{Calls, Driver, Host, Lab, NodeProcess, address, echo, node_on, pattern};
 
 const PORT: u16 = 4433;
 const CALLEE: &str = "10.77.2.1";
@@ -172,4 +172,56 @@ fn a_killed_peer_is_missed_at_once_when_it_is_back_and_connected_to_anew() {
     });
     assert_eq!(anew.as_deref(), Ok(&b"hello"[..]));
     block_on(node.close());
+}
+
+/// Sends megabytes through a node that sends them back, and has `change` happen to the network meanwhile.
+fn a_transfer_survives(change: impl FnOnce(&Network)) {
+    const BYTES: usize = 3_000_000;
+    let Some(network) = Network::new(&["nft"]) else {
+        return;
+    };
+    let callee = node_on(&network.callee, Node::builder().listen(at(CALLEE)));
+    callee.serve(echo);
+    let caller = node_on(&network.caller, Node::builder());
+    let address = callee.peer_addr().expect("it listens on one address");
+    let connection = block_on(caller.connect(&address)).expect("the peer is there");
+    let (mut send, mut receive) = block_on(connection.open_bi()).expect("streams are allowed");
+    let message = pattern(BYTES);
+    let sent = message.clone();
+    let sender = std::thread::spawn(move || {
+        block_on(async {
+            send.write_all(&sent).await?;
+            send.finish().await
+        })
+    });
+    let mut echo = vec![0; 100_000];
+    block_on(receive.read_exact(&mut echo)).expect("it comes back");
+    change(&network);
+    let rest = block_on(receive.read_to_end(BYTES)).expect("the rest comes back too");
+    echo.extend_from_slice(&rest);
+    assert!(echo == message, "{} bytes came back", echo.len());
+    let sent = sender.join().expect("the sender does not panic");
+    sent.expect("all of it could be sent");
+    assert_eq!(connection.close_reason(), None, "it is the same connection");
+    block_on(caller.close());
+    block_on(callee.close());
+}
+
+#[test]
+fn a_transfer_goes_on_when_the_caller_gets_another_address() {
+    a_transfer_survives(|network| {
+        network.caller.add_address("10.77.2.9/24");
+        let address = ["addr", "del", "10.77.2.2/24", "dev", "eth0"];
+        network.caller.run("ip", &address);
+    });
+}
+
+#[test]
+fn a_transfer_goes_on_when_a_nat_chooses_another_port() {
+    a_transfer_survives(|network| {
+        let rules = "add table ip nat; \
+            add chain ip nat out { type nat hook postrouting priority 100; }; \
+            add rule ip nat out udp dport 4433 snat to 10.77.2.2:5555;";
+        network.caller.run("nft", &[rules]);
+    });
 }

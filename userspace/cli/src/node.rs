@@ -4,7 +4,6 @@ mod interrupt;
 mod pipe;
 mod request;
 
-use std::fmt::Write as _;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::pin::pin;
@@ -17,6 +16,8 @@ use towpath::{
     CloseReason, ConnectError, Connection, Driver, Fault, Identity, Node, NodeBuilder, PeerAddr,
     SecretKey, SecurityLevel, SecurityPolicy, key_file,
 };
+use towpath_proto::peer::ConnectError as NotBegun;
+use towpath_proto::pool::{DialError, GetError};
 use towpath_server::directories::{self, Directories};
 
 use crate::exit::Failure;
@@ -149,8 +150,12 @@ impl NodeOptions {
     }
 
     /// As [`spawn`](Self::spawn), of every family that the peer has addresses of.
-    fn spawn_to_call(&self, to: &PeerAddr) -> Result<Node, Failure> {
-        let builder = self.builder()?;
+    fn spawn_to_call(&self, to: &PeerAddr, timeout: Duration) -> Result<Node, Failure> {
+        let builder = self.builder()?.configure(|config| {
+            let retry = &mut config.pool.retry;
+            retry.deadline = timeout;
+            retry.attempt_timeout = retry.attempt_timeout.min(timeout);
+        });
         if !self.listen.is_empty() {
             return self.start(builder, &self.listen);
         }
@@ -200,24 +205,13 @@ impl NodeOptions {
 impl Callee {
     /// Starts a node and calls the peer.
     pub(crate) fn call(&self, interrupt: &Interrupt) -> Result<Call, Failure> {
-        let node = self.node.spawn_to_call(&self.to)?;
         let timeout = Duration::from_secs(self.timeout);
+        let node = self.node.spawn_to_call(&self.to, timeout)?;
         let begun = Instant::now();
-        let late = after(timeout);
         let called = block_on(async {
-            let stop = pin!(async {
-                match select(pin!(interrupt.wait()), pin!(late.wait())).await {
-                    Either::Left(_) => Failure::Runtime("interrupted".into()),
-                    Either::Right(_) => self.failure(&format!(
-                        "nobody answered within {} s; the peer is not there, or the network does \
-                         not carry UDP to it",
-                        self.timeout
-                    )),
-                }
-            });
-            match select(pin!(node.connect(&self.to)), stop).await {
+            match select(pin!(node.connect(&self.to)), pin!(interrupt.wait())).await {
                 Either::Left((connected, _)) => connected.map_err(|error| self.explain(&error)),
-                Either::Right((failure, _)) => Err(failure),
+                Either::Right(_) => Err(Failure::Runtime("interrupted".into())),
             }
         });
         let took = begun.elapsed();
@@ -236,25 +230,19 @@ impl Callee {
 
     /// Which step failed, and whose fault it is.
     fn explain(&self, error: &ConnectError) -> Failure {
-        let mut text = error.to_string();
-        let hint = match error {
-            ConnectError::NotBegun(towpath_proto::peer::ConnectError::Myself) => {
+        let hint = match last_attempt(error) {
+            Some(DialError::NotBegun(NotBegun::Myself)) => {
                 "this node has the same key; --ephemeral or --key gives it another"
             }
-            ConnectError::Handshake(CloseReason::WrongPeer(_)) => {
+            Some(DialError::Ended(CloseReason::WrongPeer(_))) => {
                 "the address belongs to somebody else, or the peer has a new key"
             }
-            ConnectError::Handshake(CloseReason::NoCommonKeyExchange)
-                if !self.node.allow_classical =>
-            {
-                "the peer has no post-quantum one; --allow-classical does without"
-            }
-            ConnectError::Handshake(CloseReason::Refused(HANDSHAKE_FAILURE))
+            Some(DialError::Ended(CloseReason::Refused(HANDSHAKE_FAILURE)))
                 if !self.node.allow_classical =>
             {
                 "most likely it has no post-quantum key exchange; --allow-classical does without"
             }
-            ConnectError::Handshake(CloseReason::Refused(NO_APPLICATION_PROTOCOL)) => {
+            Some(DialError::Ended(CloseReason::Refused(NO_APPLICATION_PROTOCOL))) => {
                 "who is there speaks another protocol than nodes do"
             }
             _ => match error.fault() {
@@ -264,8 +252,7 @@ impl Callee {
                 Fault::Network => "the peer is not there, or the network does not carry UDP to it",
             },
         };
-        let _ = write!(text, "; {hint}");
-        self.failure(&text)
+        self.failure(&format!("{error}; {hint}"))
     }
 
     fn failure(&self, why: &str) -> Failure {
@@ -283,6 +270,15 @@ impl Callee {
             "no connection to {} at {places}: {why}",
             self.to.id()
         ))
+    }
+}
+
+/// Why the last attempt failed, where there was one.
+fn last_attempt(error: &ConnectError) -> Option<&DialError> {
+    match error {
+        ConnectError::Pool(GetError::Failed { error, .. }) => Some(error),
+        ConnectError::Pool(GetError::Deadline { last, .. }) => last.as_ref(),
+        ConnectError::Pool(_) | ConnectError::NodeClosed => None,
     }
 }
 
