@@ -17,6 +17,7 @@
 //! half of the runs packets take it. Half of the runs have limits that change at any time. [`client`]s do anything at any time; [`scenario::run`] puts it all together.
 //!
 //! [`swarm`] is nodes that call each other: the machine of the library, with a key exchange from a seed.
+//! [`crowd`] is thousands of them, without cryptography ([`null`]).
 //! [`hub`] is a node with limits among others, [`limiter`] its limits alone beside a reference.
 //!
 //! ```text
@@ -30,6 +31,7 @@
 #![forbid(unsafe_code)]
 
 pub mod client;
+pub mod crowd;
 pub mod crypto;
 pub mod dice;
 pub mod hub;
@@ -37,6 +39,7 @@ pub mod kernel;
 pub mod limiter;
 pub mod model;
 pub mod network;
+pub mod null;
 pub mod peer;
 pub mod policies;
 pub mod probe;

@@ -243,6 +243,30 @@ impl Peer {
     ) -> Result<Self, PeerConfigError> {
         config.validate()?;
         let endpoint = Endpoint::new(&config.quic, identity, shard, seed)?;
+        Self::with_endpoint(config, identity, shard, seed, endpoint)
+    }
+
+    /// A shard of a node whose connections are neither secret nor authentic, for simulations alone.
+    #[cfg(feature = "simulation")]
+    pub fn without_cryptography(
+        config: Arc<PeerConfig>,
+        identity: &Identity,
+        shard: ShardId,
+        seed: [u8; 32],
+        sessions: crate::quic::simulation::Sessions,
+    ) -> Result<Self, PeerConfigError> {
+        config.validate()?;
+        let endpoint = Endpoint::with_sessions(&config.quic, identity, shard, seed, sessions)?;
+        Self::with_endpoint(config, identity, shard, seed, endpoint)
+    }
+
+    fn with_endpoint(
+        config: Arc<PeerConfig>,
+        identity: &Identity,
+        shard: ShardId,
+        seed: [u8; 32],
+        endpoint: Endpoint,
+    ) -> Result<Self, PeerConfigError> {
         let metering = Metering::new(Arc::clone(&config.bandwidth));
         let pooling = Pooling::new(identity.id(), &config, seed)?;
         let watching = Watching::new(&config, seed)?;

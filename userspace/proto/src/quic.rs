@@ -19,6 +19,8 @@ mod config;
 mod confirmed;
 mod endpoint;
 mod session;
+#[cfg(feature = "simulation")]
+pub mod simulation;
 mod stats;
 mod stock;
 mod stream;

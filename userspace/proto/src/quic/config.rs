@@ -24,7 +24,7 @@ use super::certificate;
 use super::cid::{Issued, ShardCids};
 use super::clock::Clock;
 use super::confirmed::Confirming;
-use super::session::{Callee, Caller, Shared};
+use super::session::{Callee, Caller, Sessions, Shared};
 use super::verifier::PeerVerifier;
 use crate::identity::Identity;
 use crate::machine::{ShardId, TRANSMIT_BUFFER_BYTES};
@@ -156,9 +156,47 @@ impl QuicConfig {
         shard: ShardId,
         clock: &Clock,
         rng: &mut ChaCha12Rng,
+        sessions: Sessions,
     ) -> Result<Configs, QuicConfigError> {
-        let provider = Arc::new(self.allowed()?);
         let transport = Arc::new(self.transport()?);
+        // Derived from the identity, both are the same after a restart: a peer whose connection the
+        // restart has ended is told so.
+        let secret = identity.secret();
+        let reset_key = hmac::Key::new(hmac::HMAC_SHA256, &secret.derive("quic stateless reset"));
+        let token_key =
+            hkdf::Salt::new(hkdf::HKDF_SHA256, &[]).extract(&secret.derive("quic retry token"));
+
+        let mut server = ServerConfig::new(sessions.server, Arc::new(token_key));
+        let mut no_tokens = ValidationTokenConfig::default();
+        no_tokens.sent(0);
+        server
+            .transport_config(transport.clone())
+            .validation_token_config(no_tokens)
+            .retry_token_lifetime(RETRY_LIFETIME)
+            .time_source(clock.of_tokens())
+            // What arrives is decided upon before the next datagram is looked at.
+            .max_incoming(1)
+            // The address that QUIC sees of a peer never changes.
+            .migration(false);
+        let mut client = ClientConfig::new(sessions.client);
+        client
+            .version(QUIC_VERSION)
+            .transport_config(transport)
+            .token_store(Arc::new(NoneTokenStore));
+
+        let issued = Issued::default();
+        let endpoint = self.endpoint(shard, reset_key, issued.clone(), rng)?;
+        Ok(Configs {
+            endpoint: Arc::new(endpoint),
+            server: Arc::new(server),
+            client,
+            issued,
+        })
+    }
+
+    /// Handshakes of TLS.
+    pub(super) fn sessions(&self, identity: &Identity) -> Result<Sessions, QuicConfigError> {
+        let provider = Arc::new(self.allowed()?);
         let tls = self.tls(identity, &provider)?;
         let shared = Shared {
             initial: initial_suite(&provider).ok_or(QuicConfigError::NoInitialSuite)?,
@@ -172,39 +210,9 @@ impl QuicConfig {
             shared: shared.clone(),
         };
         let caller = Caller { tls: tls.0, shared };
-
-        // Derived from the identity, both are the same after a restart: a peer whose connection the
-        // restart has ended is told so.
-        let secret = identity.secret();
-        let reset_key = hmac::Key::new(hmac::HMAC_SHA256, &secret.derive("quic stateless reset"));
-        let token_key =
-            hkdf::Salt::new(hkdf::HKDF_SHA256, &[]).extract(&secret.derive("quic retry token"));
-
-        let mut server = ServerConfig::new(Arc::new(callee), Arc::new(token_key));
-        let mut no_tokens = ValidationTokenConfig::default();
-        no_tokens.sent(0);
-        server
-            .transport_config(transport.clone())
-            .validation_token_config(no_tokens)
-            .retry_token_lifetime(RETRY_LIFETIME)
-            .time_source(clock.of_tokens())
-            // What arrives is decided upon before the next datagram is looked at.
-            .max_incoming(1)
-            // The address that QUIC sees of a peer never changes.
-            .migration(false);
-        let mut client = ClientConfig::new(Arc::new(caller));
-        client
-            .version(QUIC_VERSION)
-            .transport_config(transport)
-            .token_store(Arc::new(NoneTokenStore));
-
-        let issued = Issued::default();
-        let endpoint = self.endpoint(shard, reset_key, issued.clone(), rng)?;
-        Ok(Configs {
-            endpoint: Arc::new(endpoint),
-            server: Arc::new(server),
-            client,
-            issued,
+        Ok(Sessions {
+            client: Arc::new(caller),
+            server: Arc::new(callee),
         })
     }
 

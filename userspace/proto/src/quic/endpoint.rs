@@ -23,7 +23,7 @@ use super::cid::{self, Issued};
 use super::clock::Clock;
 use super::config::{Configs, QuicConfig, QuicConfigError, SecurityLevel};
 use super::confirmed;
-use super::session::{Handshake, HandshakeFailure};
+use super::session::{Handshake, HandshakeFailure, Sessions};
 use super::stream::{
     CloseReason, DatagramError, Direction, Read, ReadError, StreamError, StreamId, WriteError,
 };
@@ -124,6 +124,18 @@ impl Endpoint {
         shard: ShardId,
         seed: [u8; 32],
     ) -> Result<Self, QuicConfigError> {
+        let sessions = config.sessions(identity)?;
+        Self::with_sessions(config, identity, shard, seed, sessions)
+    }
+
+    /// An endpoint whose handshakes are not of TLS.
+    pub(crate) fn with_sessions(
+        config: &QuicConfig,
+        identity: &Identity,
+        shard: ShardId,
+        seed: [u8; 32],
+        sessions: Sessions,
+    ) -> Result<Self, QuicConfigError> {
         let mut rng = ChaCha12Rng::from_seed(seed);
         let clock = Clock::new();
         let Configs {
@@ -131,7 +143,7 @@ impl Endpoint {
             server,
             client,
             issued,
-        } = config.build(identity, shard, &clock, &mut rng)?;
+        } = config.build(identity, shard, &clock, &mut rng, sessions)?;
         let hasher = random_state(&mut rng);
         Ok(Self {
             inner: quinn_proto::Endpoint::new(endpoint, Some(server), true, None),

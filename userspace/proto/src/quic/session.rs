@@ -22,6 +22,20 @@ use super::config::SecurityLevel;
 use super::verifier::{self, IdentityError};
 use crate::identity::PeerId;
 
+/// What makes handshakes, for one node.
+pub struct Sessions {
+    /// Of calls. The name to call is the peer's id as text.
+    pub client: Arc<dyn ClientConfig>,
+    /// Of answers.
+    pub server: Arc<dyn ServerConfig>,
+}
+
+impl std::fmt::Debug for Sessions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Sessions(…)")
+    }
+}
+
 /// What is known of a handshake; all of it once it is over.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Handshake {
