@@ -98,14 +98,14 @@ impl Plan {
         let nodes = 2 + dice.below(5);
         Self {
             nodes,
-            calls: 1 + dice.below(2 * nodes),
+            calls: 1 + dice.below(3 * nodes / 2),
             wrong_peer_one_in: 6,
             max_message_bytes: *dice.pick(&[10, 5_000, 60_000]),
             link,
             retry_above: *dice.pick(&[0, 64]),
             partition_one_in: *dice.pick(&[5, usize::MAX]),
             restart_one_in: *dice.pick(&[5, usize::MAX]),
-            callers: *dice.pick(&[1, 4]),
+            callers: *dice.pick(&[1, 1, 3]),
             mutual_one_in: *dice.pick(&[2, usize::MAX]),
             cancel_one_in: *dice.pick(&[3, usize::MAX]),
             connections: *dice.pick(&[1, 3, usize::MAX]),
