@@ -7,11 +7,11 @@ use std::rc::Rc;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
+use towpath_proto::Timestamp;
 use towpath_proto::identity::{Identity, PeerAddr, SecretKey};
 use towpath_proto::machine::{ListenerId, ShardId, Socket};
 use towpath_proto::peer::{Call, ConnectionHandle, Notice, Peer, PeerConfig};
 use towpath_proto::quic::{CloseReason, Direction, Read, StreamId};
-use towpath_proto::{Machine, Timestamp};
 
 use crate::dice::Dice;
 use crate::network::{Edge, Link, Network, Packet};
