@@ -13,7 +13,7 @@ use crate::{prerequisites, prerequisites::NET};
 
 /// Where the tests in namespaces find the program they test.
 const BINARY_VARIABLE: &str = "TOWPATH_BINARY";
-/// Where they find an interpreter that has aioice.
+/// Where they find an interpreter that has aioice and aioquic.
 const PYTHON_VARIABLE: &str = "TOWPATH_TEST_PYTHON";
 
 #[derive(clap::Args)]
@@ -139,7 +139,7 @@ impl Runner<'_> {
             return Ok(());
         }
         let python = prerequisites::python().inspect_err(|error| {
-            skips.add("net: tests with aioice", &format!("{error:#}"));
+            skips.add("net: tests with aioice and aioquic", &format!("{error:#}"));
         });
         let mut tests = self.tests(&["--package", "towpath-net"]);
         tests.env(BINARY_VARIABLE, towpath(false)?);

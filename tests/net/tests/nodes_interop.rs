@@ -1,8 +1,8 @@
 //! Nodes and other implementations of QUIC: aioquic as a node, on either end, and ngtcp2 with GnuTLS.
 //!
-//! Neither has X25519MLKEM768, so nodes talk to them where they are told to. ngtcp2's programs speak HTTP/3
-//! and nothing else: their ALPN cannot be set, so that all they can show is that they are refused, and
-//! that the reason is right.
+//! Neither has X25519MLKEM768, so nodes talk to them only where they are told to. ngtcp2's programs speak
+//! HTTP/3: their ALPN cannot be set, whatever their keys and certificates. So all they can show is that
+//! they are refused, and that the reason is right on both ends.
 
 use std::net::SocketAddr;
 
