@@ -211,6 +211,7 @@ impl CrowdNode {
                     other => panic!("closed for another reason: {other:?}"),
                 }
             }
+            Notice::HealthChanged { .. } => {}
             other => panic!("nobody asked for {other:?}"),
         }
     }

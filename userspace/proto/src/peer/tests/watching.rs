@@ -57,7 +57,7 @@ fn an_idle_connection_is_probed_from_both_ends_and_stays() {
 
 #[test]
 fn without_probes_an_idle_connection_ends_and_nobody_is_to_blame() {
-    let mut lab = Lab::new(|_, _| {});
+    let mut lab = Lab::new(|_, config| config.pool.idle_timeout = 100 * SECOND);
     lab.connect();
     lab.run(40 * SECOND);
     assert_eq!(lab.close_reason(0), Some(CloseReason::TimedOut));
