@@ -392,8 +392,6 @@ impl NodeHost {
         config.limits.retry_above = plan.retry_above;
         let connections = &mut config.pool.max_total_connections;
         *connections = plan.connections.min(*connections);
-        // Who moves and has nothing to say is not found otherwise.
-        config.quic.keep_alive = (!plan.moves.is_empty()).then_some(Duration::from_secs(2));
         let config = Arc::new(config);
         let identity = identity(dice.number());
         Self {
