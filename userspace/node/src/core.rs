@@ -365,6 +365,10 @@ impl Core {
 
     /// Closes all connections; `done` is told when nothing is left of them.
     pub(crate) fn close(&mut self, done: oneshot::Sender<()>) {
+        // A connection that was closed before with a reason of its own is not closed with this one.
+        while let Some(what) = self.gate.next_released() {
+            self.release(what);
+        }
         self.closing.push(done);
         self.peer.shutdown(self.now);
         if self.is_shut_down {

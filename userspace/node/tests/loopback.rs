@@ -379,3 +379,19 @@ fn a_call_that_nobody_waits_for_is_given_up() {
         assert_eq!(refused.unwrap_err().fault(), towpath::Fault::Caller);
     });
 }
+
+#[test]
+fn a_reason_that_was_given_before_the_nodes_end_is_the_one_that_is_told() {
+    for _ in 0..10 {
+        let (caller, _callee, out, into) = pair(Driver::Auto);
+        block_on(async {
+            out.close(9, "enough");
+            caller.close().await;
+            let reason = CloseReason::Peer {
+                code: 9,
+                reason: "enough".into(),
+            };
+            assert_eq!(into.closed().await, reason);
+        });
+    }
+}
