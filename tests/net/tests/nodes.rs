@@ -210,9 +210,9 @@ fn a_transfer_survives(change: impl FnOnce(&Network)) {
 #[test]
 fn a_transfer_goes_on_when_the_caller_gets_another_address() {
     a_transfer_survives(|network| {
-        network.caller.add_address("10.77.2.9/24");
         let address = ["addr", "del", "10.77.2.2/24", "dev", "eth0"];
         network.caller.run("ip", &address);
+        network.caller.add_address("10.77.2.9/24");
     });
 }
 
