@@ -1,6 +1,8 @@
 //! The parts of the packet path by themselves: each an operation that can be run any number of times, for
 //! criterion and for counting instructions.
 
+mod node;
+
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,18 +32,24 @@ const PEER: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 77, 2, 2), 30_000
 
 /// Something that is measured.
 pub trait Operation {
+    /// Makes ready for the next run; not measured.
+    fn prepare(&mut self) {}
     /// Runs once. Never inlined, so that its instructions can be told from those around it.
     fn run_once(&mut self);
 }
 
 /// Names of all operations.
-pub const NAMES: [&str; 6] = [
+pub const NAMES: [&str; 10] = [
     "parse",
     "integrity",
     "forward_to_peer",
     "forward_to_client",
     "timer_restart",
     "timer_expire",
+    "node_pool_lookup",
+    "node_limiter",
+    "node_limiter_unlimited",
+    "node_datagram",
 ];
 
 /// An operation by its name.
@@ -53,6 +61,10 @@ pub fn operation(name: &str) -> Result<Box<dyn Operation>> {
         "forward_to_client" => Box::new(ForwardToClient(Forward::new()?)),
         "timer_restart" => Box::new(TimerRestart::new()),
         "timer_expire" => Box::new(TimerExpire::new()),
+        "node_pool_lookup" => Box::new(node::PoolLookup::new()?),
+        "node_limiter" => Box::new(node::Limiter::new(true)?),
+        "node_limiter_unlimited" => Box::new(node::Limiter::new(false)?),
+        "node_datagram" => Box::new(node::PeerDatagram::new()?),
         _ => anyhow::bail!(
             "no operation is called {name}; there are {}",
             NAMES.join(", ")
@@ -365,6 +377,7 @@ mod tests {
         for name in NAMES {
             let mut operation = operation(name).expect("the name is known");
             for _ in 0..1000 {
+                operation.prepare();
                 operation.run_once();
             }
         }

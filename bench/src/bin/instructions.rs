@@ -33,6 +33,7 @@ fn main() -> Result<()> {
     if let (Some(times), Some(name)) = (arguments.times, &arguments.operation) {
         let mut operation = micro::operation(name)?;
         for _ in 0..times {
+            operation.prepare();
             operation.run_once();
         }
         return Ok(());
@@ -40,7 +41,7 @@ fn main() -> Result<()> {
     let mut counts = BTreeMap::new();
     for name in micro::NAMES {
         let count = (count(name, MANY)? - count(name, FEW)?) as f64 / (MANY - FEW) as f64;
-        println!("{name:20} {count:8.1} instructions");
+        println!("{name:24} {count:8.1} instructions");
         counts.insert(name, count);
     }
     let Some(out) = arguments.out else {

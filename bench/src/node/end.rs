@@ -13,6 +13,7 @@ use std::fs;
 use std::io::{self, BufRead, Write};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ::towpath::{Identity, PeerAddr, PeerId, QuicConfig, SecretKey};
 use anyhow::{Context, Result, bail};
@@ -25,7 +26,7 @@ use crate::node::{quinn, towpath};
 use crate::sys;
 
 /// Longer than any round: idle connections stay.
-const IDLE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(1800);
+pub(super) const IDLE_TIMEOUT: Duration = Duration::from_secs(1800);
 /// Connections that one end may have, the closed ones that still answer included.
 const MAX_CONNECTIONS: usize = 1 << 20;
 /// Connections that are made at a time before a load begins.

@@ -4,7 +4,7 @@ use std::future::{Future, pending};
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ::quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use ::quinn::{
@@ -119,6 +119,12 @@ impl End for Endpoint {
 
     fn begin(&mut self) -> Result<()> {
         let server = self.server.as_ref().context("a server has no load")?;
+        if let Cell::Handshakes { parallel } = self.cell {
+            for _ in 0..parallel {
+                let (endpoint, tally) = (self.endpoint.clone(), Arc::clone(&self.tally));
+                self.spawn(call(endpoint, server.clone(), tally));
+            }
+        }
         for connection in &self.connections {
             match self.cell {
                 Cell::Bulk { streams, .. } => {
@@ -129,13 +135,7 @@ impl End for Endpoint {
                 Cell::RoundTrips => {
                     self.spawn(ask(connection.clone(), Arc::clone(&self.tally)));
                 }
-                Cell::Handshakes { parallel } => {
-                    for _ in 0..parallel {
-                        let (endpoint, tally) = (self.endpoint.clone(), Arc::clone(&self.tally));
-                        self.spawn(call(endpoint, server.clone(), tally));
-                    }
-                }
-                Cell::Idle => {}
+                Cell::Handshakes { .. } | Cell::Idle => {}
             }
         }
         Ok(())
@@ -178,7 +178,11 @@ async fn accept(connection: Connection, cell: Cell, tally: Arc<Tally>) {
         Cell::RoundTrips => {
             told(Arc::clone(&tally), answer(connection)).await;
         }
-        Cell::Handshakes { .. } | Cell::Idle => {
+        Cell::Handshakes { .. } => {
+            tally.add_operation(Duration::ZERO);
+            connection.close(0_u32.into(), b"");
+        }
+        Cell::Idle => {
             connection.closed().await;
         }
     }
@@ -224,7 +228,7 @@ async fn call(endpoint: Inner, server: PeerAddr, tally: Arc<Tally>) -> Result<()
         let begin = Instant::now();
         let connection = connect(&endpoint, &server).await?;
         tally.add_operation(begin.elapsed());
-        connection.close(0_u32.into(), b"");
+        connection.closed().await;
     }
 }
 

@@ -71,6 +71,9 @@ impl Round {
     }
 }
 
+/// A server accepts what the client has made, but for what is on its way at the ends of a round.
+const PART_ACCEPTED: f64 = 0.9;
+
 struct Moment {
     client: Reading,
     server: Reading,
@@ -99,6 +102,14 @@ pub fn measure(
         "nothing was done in {:.1} s",
         round.seconds
     );
+    if let Cell::Handshakes { .. } = cell {
+        let accepted = after.server.operations - before.server.operations;
+        ensure!(
+            accepted as f64 > round.operations as f64 * PART_ACCEPTED,
+            "of {} connections made, {accepted} were accepted",
+            round.operations
+        );
+    }
     Ok(round)
 }
 

@@ -28,7 +28,7 @@ pub enum Cell {
     },
     /// Sends a request, waits for the answer, sends the next, on one stream.
     RoundTrips,
-    /// Connects, closes, connects, in so many places at a time.
+    /// Connects, waits until the server closes, connects, in so many places at a time.
     Handshakes {
         /// Handshakes at a time.
         parallel: usize,
@@ -61,8 +61,8 @@ impl Cell {
     pub fn connections(self) -> usize {
         match self {
             Self::Bulk { connections, .. } => connections,
-            Self::RoundTrips | Self::Handshakes { .. } => 1,
-            Self::Idle => 0,
+            Self::RoundTrips => 1,
+            Self::Handshakes { .. } | Self::Idle => 0,
         }
     }
 }

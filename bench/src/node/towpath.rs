@@ -1,25 +1,29 @@
-//! An end that is a node of Towpath.
+//! An end that is a node of Towpath; where several connections are to be made at a time, one of several
+//! nodes, because a node has one call to a peer at a time.
 
 use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 
-use ::towpath::{Connection, Node as Inner, PeerAddr, RecvStream};
+use ::towpath::{Connection, Node as Inner, PeerAddr, RecvStream, SecretKey};
 use anyhow::{Context, Result};
 use futures::executor::{LocalPool, block_on};
-use futures::stream::{StreamExt as _, iter};
 use futures::task::LocalSpawnExt as _;
 
-use crate::node::end::{End, MAKE_AT_A_TIME, Setup};
+use crate::node::end::{End, IDLE_TIMEOUT, Setup};
 use crate::node::tally::{Cell, MESSAGE_BYTES, Tally, WRITE_BYTES};
+
+/// So long it takes about to make a connection.
+const LOOK_AGAIN: Duration = Duration::from_micros(500);
 
 type Job = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// A node and its connections.
+/// Nodes and their connections.
 pub(super) struct Node {
-    node: Inner,
+    nodes: Vec<Inner>,
     cell: Cell,
     tally: Arc<Tally>,
     place: Place,
@@ -39,7 +43,7 @@ enum Place {
 impl Place {
     fn thread() -> Self {
         let (jobs, to_do) = async_channel::unbounded::<Job>();
-        std::thread::spawn(move || {
+        thread::spawn(move || {
             let mut pool = LocalPool::new();
             let spawner = pool.spawner();
             pool.run_until(async move {
@@ -65,15 +69,12 @@ impl Place {
 impl Node {
     /// Starts a node; a server begins to serve.
     pub(super) fn start(setup: Setup, on_a_thread: bool) -> Result<Self> {
-        let node = Inner::builder()
-            .key(setup.secret)
-            .listen(SocketAddr::from(([127, 0, 0, 1], 0)))
-            .configure(|config| {
-                config.quic = setup.quic;
-                config.limits.connections = setup.max_connections;
-            })
-            .spawn()
-            .context("starting a node")?;
+        let nodes = match (setup.cell, &setup.server) {
+            (Cell::Handshakes { parallel }, Some(_)) => parallel,
+            (_, _) => 1,
+        };
+        let nodes = (0..nodes).map(|number| spawn(&setup, number));
+        let nodes = nodes.collect::<Result<Vec<_>>>()?;
         let (cell, tally) = (setup.cell, setup.tally);
         let place = if on_a_thread {
             Place::thread()
@@ -81,10 +82,10 @@ impl Node {
             Place::Shard
         };
         if setup.server.is_none() {
-            serve(&node, &place, cell, &tally);
+            serve(&nodes[0], &place, cell, &tally);
         }
         Ok(Self {
-            node,
+            nodes,
             cell,
             tally,
             place,
@@ -96,18 +97,20 @@ impl Node {
 
 impl End for Node {
     fn listens_on(&self) -> SocketAddr {
-        self.node.addresses()[0]
+        self.nodes[0].addresses()[0]
     }
 
     fn connect(&mut self, count: usize) -> Result<()> {
         let server = self.server.as_ref().context("a server does not call")?;
-        let missing = self.connections.len()..count;
-        let calls = missing.map(|_| self.node.connect(server));
-        let made = iter(calls)
-            .buffer_unordered(MAKE_AT_A_TIME)
-            .collect::<Vec<_>>();
-        for connection in block_on(made) {
-            self.connections.push(connection.context("connecting")?);
+        // A further connection with a peer is made where those there are have somebody who uses them, one
+        // at a time; until it stands, one of the others is given.
+        while self.connections.len() < count {
+            let connection = block_on(self.nodes[0].connect(server)).context("connecting")?;
+            if self.connections.contains(&connection) {
+                thread::sleep(LOOK_AGAIN);
+            } else {
+                self.connections.push(connection);
+            }
         }
         Ok(())
     }
@@ -115,6 +118,14 @@ impl End for Node {
     fn begin(&mut self) -> Result<()> {
         let server = self.server.as_ref().context("a server has no load")?;
         let spawn = |connection: &Connection, job: Job| self.place.spawn(connection, job);
+        if let Cell::Handshakes { .. } = self.cell {
+            for node in &self.nodes {
+                let first = block_on(node.connect(server)).context("connecting")?;
+                let (node, tally) = (node.clone(), Arc::clone(&self.tally));
+                let calling = call(node, server.clone(), first.clone(), tally);
+                spawn(&first, told(&self.tally, calling));
+            }
+        }
         for connection in &self.connections {
             match self.cell {
                 Cell::Bulk { streams, .. } => {
@@ -126,18 +137,37 @@ impl End for Node {
                     let asking = ask(connection.clone(), Arc::clone(&self.tally));
                     spawn(connection, told(&self.tally, asking));
                 }
-                Cell::Handshakes { parallel } => {
-                    for _ in 0..parallel {
-                        let (node, tally) = (self.node.clone(), Arc::clone(&self.tally));
-                        let calling = call(node, server.clone(), tally);
-                        spawn(connection, told(&self.tally, calling));
-                    }
-                }
-                Cell::Idle => {}
+                Cell::Handshakes { .. } | Cell::Idle => {}
             }
         }
         Ok(())
     }
+}
+
+/// A node with settings under which its pool lets all connections be.
+fn spawn(setup: &Setup, number: usize) -> Result<Inner> {
+    let mut seed = *setup.secret.seed();
+    seed[31] = seed[31].wrapping_add(number as u8);
+    Inner::builder()
+        .key(SecretKey::from_seed(seed))
+        .listen(SocketAddr::from(([127, 0, 0, 1], 0)))
+        .configure(|config| {
+            config.quic = setup.quic.clone();
+            config.limits.connections = setup.max_connections;
+            let pool = &mut config.pool;
+            pool.max_total_connections = setup.max_connections;
+            pool.max_connections_per_peer = match setup.cell {
+                Cell::Bulk { connections, .. } => connections,
+                Cell::RoundTrips | Cell::Handshakes { .. } => 1,
+                Cell::Idle => setup.max_connections,
+            };
+            pool.references_per_connection = 1;
+            pool.idle_timeout = IDLE_TIMEOUT;
+            pool.keep_alive_interval = IDLE_TIMEOUT / 2;
+            pool.health_check_interval = IDLE_TIMEOUT;
+        })
+        .spawn()
+        .context("starting a node")
 }
 
 fn serve(node: &Inner, place: &Place, cell: Cell, tally: &Arc<Tally>) {
@@ -176,7 +206,11 @@ async fn accept(connection: Connection, place: Place, cell: Cell, tally: Arc<Tal
         Cell::RoundTrips => {
             let _ = told_of(answer(&connection).await, &tally);
         }
-        Cell::Handshakes { .. } | Cell::Idle => {
+        Cell::Handshakes { .. } => {
+            tally.add_operation(Duration::ZERO);
+            connection.close(0, Vec::new());
+        }
+        Cell::Idle => {
             connection.closed().await;
         }
     }
@@ -217,12 +251,17 @@ async fn answer(connection: &Connection) -> Result<()> {
     }
 }
 
-async fn call(node: Inner, server: PeerAddr, tally: Arc<Tally>) -> Result<()> {
+async fn call(
+    node: Inner,
+    server: PeerAddr,
+    mut connection: Connection,
+    tally: Arc<Tally>,
+) -> Result<()> {
     loop {
+        connection.closed().await;
         let begin = Instant::now();
-        let connection = node.connect(&server).await?;
+        connection = node.connect(&server).await?;
         tally.add_operation(begin.elapsed());
-        connection.close(0, Vec::new());
     }
 }
 
