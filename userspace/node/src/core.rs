@@ -163,6 +163,8 @@ impl Core {
 
     /// Asks the pool for a connection with a peer.
     pub(crate) fn connect(&mut self, to: &PeerAddr, ticket: Ticket, answer: Asker) {
+        // The pool may know a connection of which only a notice tells so far.
+        self.follow_notices();
         let outcome = match self.peer.get(self.now, to, ticket) {
             Ok(Got::Waiting) => {
                 self.asking.insert(ticket, answer);

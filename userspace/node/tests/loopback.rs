@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::executor::block_on;
 use futures::{AsyncReadExt as _, AsyncWriteExt};
@@ -393,5 +393,30 @@ fn a_reason_that_was_given_before_the_nodes_end_is_the_one_that_is_told() {
             };
             assert_eq!(into.closed().await, reason);
         });
+    }
+}
+
+#[test]
+fn further_connections_with_a_peer_are_given_as_soon_as_they_stand() {
+    const CONNECTIONS: usize = 50;
+    let any = SocketAddr::from(([127, 0, 0, 1], 0));
+    let several = || {
+        let builder = Node::builder().listen(any).configure(|config| {
+            config.pool.max_connections_per_peer = CONNECTIONS;
+            config.pool.references_per_connection = 1;
+        });
+        builder.spawn().unwrap()
+    };
+    let (caller, callee) = (several(), several());
+    assert!(callee.serve(echo));
+    let address = callee.peer_addr().unwrap();
+    let mut connections: Vec<Connection> = Vec::new();
+    let patience = Instant::now() + Duration::from_secs(60);
+    while connections.len() < CONNECTIONS {
+        assert!(Instant::now() < patience, "{} stand", connections.len());
+        let connection = block_on(caller.connect(&address)).unwrap();
+        if !connections.contains(&connection) {
+            connections.push(connection);
+        }
     }
 }
