@@ -229,10 +229,8 @@ impl Node {
     fn follow(&mut self, now: Timestamp) {
         while let Some(notice) = self.peer.poll_command() {
             match notice {
-                Notice::Connected { connection, .. } => {
-                    if !self.connections.contains(&connection) {
-                        self.connections.push(connection);
-                    }
+                Notice::Connected { connection, .. } if !self.connections.contains(&connection) => {
+                    self.connections.push(connection);
                 }
                 Notice::Closed { connection, .. } => {
                     self.connections.retain(|known| *known != connection);

@@ -71,7 +71,10 @@ fn send(address: &str, path: &Path) -> Outcome<()> {
     bar.finish_and_clear();
     block_on(node.close());
     match answer.as_str() {
-        "ok" => Ok(println!("{length} bytes, taken by {}", address.id())),
+        "ok" => {
+            println!("{length} bytes, taken by {}", address.id());
+            Ok(())
+        }
         why => Err(format!("the receiver did not take the file: {why}").into()),
     }
 }

@@ -105,7 +105,8 @@ impl Gate {
         while self.released.pop().is_some() {}
     }
 
-    fn ring(&self) {
+    /// Has the shard look at what it has to do.
+    pub(crate) fn ring(&self) {
         if self.woken.swap(true, Ordering::AcqRel) || self.is_here() {
             return;
         }

@@ -51,6 +51,7 @@ mod events;
 mod gate;
 mod interfaces;
 pub mod key_file;
+mod metrics;
 mod node;
 mod shard;
 mod shared;
@@ -62,11 +63,14 @@ pub use error::{
     ConnectError, Fault, OpenError, ReadError, SendDatagramError, SpawnError, WriteError, fault_of,
 };
 pub use events::{Event, Events};
+pub use metrics::{Metrics, Snapshot};
 pub use node::{Node, NodeBuilder};
 pub use shared::{Count, NodeCounters};
 pub use stream::{RecvStream, SendStream};
 pub use towpath_engine::{Driver, Report};
-pub use towpath_proto::health::{HealthConfig, HealthStatus, Threshold};
+pub use towpath_proto::bandwidth::{Allowance, BandwidthError, Priority, Usage, Used};
+pub use towpath_proto::common::rate::LimitWord;
+pub use towpath_proto::health::{HealthConfig, HealthReport, HealthStatus, Threshold};
 pub use towpath_proto::identity::{Identity, PeerAddr, PeerId, SecretKey};
 pub use towpath_proto::peer::{PeerConfig, PeerLimits};
 pub use towpath_proto::quic::{

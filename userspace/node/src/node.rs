@@ -7,12 +7,16 @@ use std::net::SocketAddr;
 use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
 
 use async_channel::Receiver;
 use futures::channel::oneshot;
 use rand::TryRng as _;
 use rand::rngs::SysRng;
 use towpath_engine::{Driver, Engine, EngineConfig, Report, SteeringRule};
+use towpath_proto::bandwidth::{Allowance, BandwidthError, Priority, Usage};
+use towpath_proto::common::rate::LimitWord;
+use towpath_proto::health::HealthReport;
 use towpath_proto::identity::{Identity, KEY_BYTES, PeerAddr, PeerId, SecretKey};
 use towpath_proto::machine::ShardId;
 use towpath_proto::peer::{Peer, PeerConfig, SHARD_MARKS};
@@ -23,8 +27,9 @@ use crate::connection::{Connection, Link};
 use crate::core::{Core, Release};
 use crate::error::{ConnectError, SpawnError};
 use crate::events::{Events, subscribe};
-use crate::gate::{Gate, Order};
+use crate::gate::{Gate, Order, op};
 use crate::key_file;
+use crate::metrics::{Metrics, ShardCounters};
 use crate::shard::{NoHost, Shard};
 use crate::shared::{NodeCounters, Shared};
 
@@ -61,6 +66,7 @@ struct Inner {
     accepted: Receiver<Connection>,
     addresses: Vec<SocketAddr>,
     report: Report,
+    metrics: Metrics,
     engine: Mutex<Option<Engine<Shard>>>,
 }
 
@@ -153,11 +159,15 @@ impl NodeBuilder {
         let shards = NonZeroU16::new(engine.shards).unwrap_or_else(one_per_core);
         engine.shards = shards.get();
         let permits = Permits::new(peer.pool.max_total_connections);
-        let mut parts = Vec::new();
+        let (mut parts, mut counters) = (Vec::new(), Vec::new());
         for index in 0..shards.get() {
             let gate = Arc::new(Gate::new());
             let machine = Peer::new(Arc::clone(&peer), &identity, ShardId(index), random()?)?;
             let machine = machine.sharing(permits.clone());
+            counters.push((
+                Arc::clone(machine.counters()),
+                Arc::clone(machine.pool_counters()),
+            ));
             parts.push(Some((machine, gate)));
         }
         let gates: Box<[_]> = parts
@@ -178,7 +188,18 @@ impl NodeBuilder {
                 gate.open(mailbox);
             }
         }
+        let shard_counters = (0..).zip(counters).filter_map(|(index, (peer, pool))| {
+            let engine = running.counters(ShardId(index))?;
+            Some(ShardCounters { peer, pool, engine })
+        });
+        let metrics = Metrics {
+            shards: shard_counters.collect(),
+            shared: Arc::clone(&shared),
+            bandwidth: Arc::clone(&peer.bandwidth),
+            permits,
+        };
         Ok(Node(Arc::new(Inner {
+            metrics,
             id: identity.id(),
             config: peer,
             shards,
@@ -230,6 +251,61 @@ impl Node {
     /// The driver in use, and what the kernel can do.
     pub fn report(&self) -> &Report {
         &self.0.report
+    }
+
+    /// What the node counts, for Prometheus and as numbers.
+    pub fn metrics(&self) -> &Metrics {
+        &self.0.metrics
+    }
+
+    /// What a peer may be sent and may send from now on, also on later connections. Whoever writes more
+    /// waits; what comes faster is held back by QUIC's flow control.
+    pub fn set_limit(&self, peer: PeerId, allowance: Allowance) -> Result<(), BandwidthError> {
+        self.0.config.bandwidth.set(peer, allowance)?;
+        self.wake();
+        Ok(())
+    }
+
+    /// What all peers together may be sent and may send from now on, shared out by their priorities.
+    pub fn set_global_limit(&self, up: LimitWord, down: LimitWord) {
+        self.0.config.bandwidth.set_global(up, down);
+        self.wake();
+    }
+
+    /// What a peer counts for while there is not enough for all.
+    pub fn set_priority(&self, peer: PeerId, priority: Priority) -> Result<(), BandwidthError> {
+        self.0.config.bandwidth.set_priority(peer, priority)?;
+        self.wake();
+        Ok(())
+    }
+
+    /// What a peer used, and the limits in force; `None` of one that is not remembered.
+    pub fn usage(&self, peer: PeerId) -> Option<Usage> {
+        self.0.config.bandwidth.usage(peer)
+    }
+
+    /// How a peer is doing, as the shard knows it that has heard of it last; `None` of one that nothing
+    /// is known of.
+    pub async fn health(&self, peer: PeerId) -> Option<HealthReport> {
+        let mut latest: Option<HealthReport> = None;
+        for gate in &self.0.gates {
+            let report = op(gate, move |core, _| Poll::Ready(core.peer.health(peer)));
+            if let Ok(Some(report)) = report.await
+                && latest
+                    .as_ref()
+                    .is_none_or(|known| known.last_check < report.last_check)
+            {
+                latest = Some(report);
+            }
+        }
+        latest
+    }
+
+    /// Has all shards look at what they may send now.
+    fn wake(&self) {
+        for gate in &self.0.gates {
+            gate.ring();
+        }
     }
 
     /// What was counted besides what connections did.

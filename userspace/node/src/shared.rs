@@ -35,6 +35,24 @@ pub struct NodeCounters {
     pub panics: Count,
 }
 
+impl NodeCounters {
+    /// All of them by name.
+    pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let Self {
+            not_accepted,
+            dropped_datagrams,
+            panics,
+        } = self;
+        [
+            ("not_accepted", not_accepted),
+            ("dropped_datagrams", dropped_datagrams),
+            ("panics", panics),
+        ]
+        .map(|(name, count)| (name, count.value()))
+        .into_iter()
+    }
+}
+
 /// A number that only grows.
 #[derive(Debug, Default)]
 pub struct Count(AtomicU64);

@@ -7,7 +7,10 @@ use std::time::{Duration, Instant};
 
 use futures::executor::block_on;
 use futures::{AsyncReadExt as _, AsyncWriteExt};
-use towpath::{CloseReason, Connection, Driver, Ended, Event, Node, ReadError, WriteError};
+use towpath::{
+    Allowance, CloseReason, Connection, Driver, Ended, Event, LimitWord, Node, ReadError,
+    WriteError,
+};
 
 fn node(driver: Driver) -> Node {
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
@@ -419,4 +422,60 @@ fn further_connections_with_a_peer_are_given_as_soon_as_they_stand() {
             connections.push(connection);
         }
     }
+}
+
+#[test]
+fn a_limit_holds_a_transfer_back_and_goes_away_again() {
+    let (caller, callee, out, into) = pair(Driver::Auto);
+    let megabit = LimitWord::new(1_000_000, 16_000).unwrap();
+    let allowance = Allowance {
+        up: megabit,
+        ..Allowance::UNLIMITED
+    };
+    caller.set_limit(callee.id(), allowance).unwrap();
+    block_on(async {
+        let mut send = out.open_uni().await.unwrap();
+        // Half a minute's worth, which no test waits for.
+        let message = pattern(4_000_000);
+        let sender = thread::spawn(move || {
+            block_on(async {
+                send.write_all(&message).await.unwrap();
+                send.finish().await.unwrap();
+            })
+        });
+        let mut receive = into.accept_uni().await.unwrap();
+        receive.read().await.unwrap();
+        let used = caller.usage(callee.id()).unwrap();
+        assert!(used.up.bytes > 0 && used.up.bytes < 1_000_000, "{used:?}");
+        assert_eq!(used.up.limit, megabit);
+        caller.set_limit(callee.id(), Allowance::UNLIMITED).unwrap();
+        receive.read_to_end(4_000_000).await.unwrap();
+        sender.join().unwrap();
+    });
+}
+
+#[test]
+fn what_a_node_does_is_counted_and_said_in_prometheus_words() {
+    let (caller, callee, out, _into) = pair(Driver::Auto);
+    let snapshot = caller.metrics().snapshot();
+    assert_eq!(snapshot.connections, 1);
+    assert!(snapshot.sent.bytes > 1200 && snapshot.received.bytes > 1200);
+    let count = |family, name| {
+        let mut rows = snapshot.counters.iter();
+        rows.find(|(of, what, _)| (*of, *what) == (family, name))
+            .map(|(_, _, value)| *value)
+    };
+    assert_eq!(count("pool", "dialled"), Some(1));
+    assert_eq!(count("node", "failed_handshakes"), Some(0));
+    let text = caller.metrics().to_text().unwrap();
+    for line in [
+        "towpath_node_connections 1",
+        "towpath_pool_total{shard=\"0\",what=\"dialled\"} 1",
+        "towpath_application_total{what=\"panics\"} 0",
+    ] {
+        assert!(text.contains(line), "{line} is missing in\n{text}");
+    }
+    let health = block_on(caller.health(callee.id())).unwrap();
+    assert!(health.last_fault.is_none());
+    assert_eq!(out.peer(), callee.id());
 }

@@ -38,3 +38,45 @@ pub struct PeerCounters {
     /// Unreliable datagrams that were dropped because all peers together are over the node's limit.
     pub over_global: Counter,
 }
+
+impl PeerCounters {
+    /// All of them by name.
+    pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let Self {
+            not_quic,
+            of_nobody,
+            answered,
+            ignored_handshakes,
+            retried_handshakes,
+            refused_handshakes,
+            failed_handshakes,
+            path_checks,
+            failed_path_checks,
+            answered_path_checks,
+            refused_path_checks,
+            path_changes,
+            dropped_answers,
+            over_down,
+            over_global,
+        } = self;
+        [
+            ("not_quic", not_quic),
+            ("of_nobody", of_nobody),
+            ("answered", answered),
+            ("ignored_handshakes", ignored_handshakes),
+            ("retried_handshakes", retried_handshakes),
+            ("refused_handshakes", refused_handshakes),
+            ("failed_handshakes", failed_handshakes),
+            ("path_checks", path_checks),
+            ("failed_path_checks", failed_path_checks),
+            ("answered_path_checks", answered_path_checks),
+            ("refused_path_checks", refused_path_checks),
+            ("path_changes", path_changes),
+            ("dropped_answers", dropped_answers),
+            ("over_down", over_down),
+            ("over_global", over_global),
+        ]
+        .map(|(name, counter)| (name, counter.value()))
+        .into_iter()
+    }
+}

@@ -241,3 +241,43 @@ pub struct PoolCounters {
     /// Events that nobody fetched in time.
     pub lost_events: Counter,
 }
+
+impl PoolCounters {
+    /// All of them by name.
+    pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let Self {
+            reused,
+            waited,
+            attempts,
+            retries,
+            failed,
+            dialled,
+            incoming,
+            lost,
+            idle,
+            surplus,
+            drained,
+            evicted,
+            full,
+            lost_events,
+        } = self;
+        [
+            ("reused", reused),
+            ("waited", waited),
+            ("attempts", attempts),
+            ("retries", retries),
+            ("failed", failed),
+            ("dialled", dialled),
+            ("incoming", incoming),
+            ("lost", lost),
+            ("idle", idle),
+            ("surplus", surplus),
+            ("drained", drained),
+            ("evicted", evicted),
+            ("full", full),
+            ("lost_events", lost_events),
+        ]
+        .map(|(name, counter)| (name, counter.value()))
+        .into_iter()
+    }
+}

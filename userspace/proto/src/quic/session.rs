@@ -23,6 +23,7 @@ use super::verifier::{self, IdentityError};
 use crate::identity::PeerId;
 
 /// What makes handshakes, for one node.
+#[allow(unreachable_pub, reason = "public with the feature `simulation`")]
 pub struct Sessions {
     /// Of calls. The name to call is the peer's id as text.
     pub client: Arc<dyn ClientConfig>,
