@@ -164,7 +164,6 @@ fn spawn(setup: &Setup, number: usize) -> Result<Inner> {
             pool.references_per_connection = 1;
             pool.idle_timeout = IDLE_TIMEOUT;
             pool.keep_alive_interval = IDLE_TIMEOUT / 2;
-            pool.health_check_interval = IDLE_TIMEOUT;
         })
         .spawn()
         .context("starting a node")

@@ -17,8 +17,6 @@ pub struct PoolConfig {
     /// So often something is sent on a connection in use, to keep the NATs on its way and the peer
     /// from forgetting it. At most half of `idle_timeout`.
     pub keep_alive_interval: Duration,
-    /// So often the health of a connection is looked at.
-    pub health_check_interval: Duration,
     /// How a peer is dialled that does not answer.
     pub retry: RetryConfig,
     /// Callers that may wait for a connection at a time, per shard.
@@ -52,7 +50,6 @@ impl Default for PoolConfig {
             references_per_connection: 64,
             idle_timeout: Duration::from_secs(25),
             keep_alive_interval: Duration::from_secs(10),
-            health_check_interval: Duration::from_secs(10),
             retry: RetryConfig::default(),
             max_waiters: 16_384,
             observe: false,
@@ -123,7 +120,6 @@ impl PoolConfig {
         let times = [
             ("idle_timeout", self.idle_timeout),
             ("keep_alive_interval", self.keep_alive_interval),
-            ("health_check_interval", self.health_check_interval),
             ("attempt_timeout", retry.attempt_timeout),
             ("base_delay", retry.base_delay),
             ("deadline", retry.deadline),
