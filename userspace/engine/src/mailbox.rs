@@ -57,6 +57,11 @@ impl<E> Mailbox<E> {
         Ok(())
     }
 
+    /// Drops what waits: for a machine that is about to end, so that nobody waits for what nobody does.
+    pub fn clear(&self) {
+        while self.events.pop().is_some() {}
+    }
+
     /// Takes the oldest event. Only the shard calls this.
     pub(crate) fn take(&self) -> Option<E> {
         self.events.pop()

@@ -73,7 +73,12 @@ impl Gate {
             return Err(Gone);
         }
         let mailbox = self.mailbox.get().ok_or(Gone)?;
-        Ok(mailbox.try_send(order).map_err(|full| full.0))
+        let sent = mailbox.try_send(order).map_err(|full| full.0);
+        // A shard that has ended meanwhile has dropped the order, or will never see it.
+        if self.gone.load(Ordering::SeqCst) {
+            return Err(Gone);
+        }
+        Ok(sent)
     }
 
     /// Lets go of what a handle was for.
@@ -101,8 +106,11 @@ impl Gate {
 
     /// The shard is over: nothing that is sent from now on is done.
     pub(crate) fn close(&self) {
-        self.gone.store(true, Ordering::Release);
+        self.gone.store(true, Ordering::SeqCst);
         while self.released.pop().is_some() {}
+        if let Some(mailbox) = self.mailbox.get() {
+            mailbox.clear();
+        }
     }
 
     /// Has the shard look at what it has to do.

@@ -52,8 +52,9 @@ enum Key {
     Given(Box<SecretKey>),
 }
 
-/// A node of a peer-to-peer network. It is a handle: clones are the same node, which ends with the last
-/// of them or by [`close`](Self::close).
+/// A node of a peer-to-peer network. It is a handle: clones are the same node. It ends by
+/// [`close`](Self::close), which tells its peers; with the last handle it ends at once, and they find out
+/// by themselves.
 #[derive(Clone)]
 pub struct Node(Arc<Inner>);
 

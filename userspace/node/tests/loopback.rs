@@ -479,3 +479,20 @@ fn what_a_node_does_is_counted_and_said_in_prometheus_words() {
     assert!(health.last_fault.is_none());
     assert_eq!(out.peer(), callee.id());
 }
+
+#[test]
+fn whoever_asks_while_a_node_ends_is_answered() {
+    for _ in 0..20 {
+        let (caller, _callee, out, _into) = pair(Driver::Auto);
+        let asking: Vec<_> = (0..4)
+            .map(|_| {
+                let out = out.clone();
+                thread::spawn(move || block_on(async { while out.stats().await.is_some() {} }))
+            })
+            .collect();
+        drop(caller);
+        for thread in asking {
+            thread.join().unwrap();
+        }
+    }
+}
