@@ -8,7 +8,9 @@ use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use futures::channel::oneshot;
-use towpath_proto::identity::PeerAddr;
+use towpath_proto::bandwidth::Priority;
+use towpath_proto::health::HealthStatus;
+use towpath_proto::identity::{PeerAddr, PeerId};
 use towpath_proto::peer::{ConnectionHandle, Notice, Peer};
 use towpath_proto::pool::{Got, PoolEvent, Ticket};
 use towpath_proto::quic::{
@@ -293,6 +295,16 @@ impl Core {
         self.peer.finish(self.now, connection, stream)
     }
 
+    pub(crate) fn set_priority(
+        &mut self,
+        connection: ConnectionHandle,
+        stream: StreamId,
+        priority: Priority,
+    ) -> Result<(), StreamError> {
+        self.peer
+            .set_stream_priority(self.now, connection, stream, priority)
+    }
+
     fn reset(&mut self, connection: ConnectionHandle, stream: StreamId, code: u32) {
         // It may be over, which is as good.
         let _ = self.peer.reset(self.now, connection, stream, code);
@@ -480,7 +492,21 @@ impl Core {
                 self.tell_closed();
             }
             Notice::HealthChanged { peer, from, to } => {
+                if to == HealthStatus::Unhealthy {
+                    self.drain(peer);
+                }
                 self.shared.tell(&Event::HealthChanged { peer, from, to });
+            }
+        }
+    }
+
+    /// A peer does not answer any more: who has a connection with it keeps it, who asks from now on
+    /// waits for a new one.
+    fn drain(&mut self, peer: PeerId) {
+        for (&connection, entry) in &self.connections {
+            if entry.parts.peer() == peer {
+                self.shared.directory.remove(peer, connection);
+                self.peer.set_unhealthy(self.now, connection);
             }
         }
     }

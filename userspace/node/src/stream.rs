@@ -10,12 +10,13 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{Buf as _, Bytes};
 use futures::channel::oneshot;
+use towpath_proto::bandwidth::Priority;
 use towpath_proto::quic::{self, StreamId};
 
 use crate::connection::Link;
 use crate::core::{Ended, ReadAll, Release};
 use crate::error::{ReadError, WriteError};
-use crate::gate::{Gone, poll_op};
+use crate::gate::{Gone, op, poll_op};
 
 /// Bytes that one call to another thread takes along at most.
 const MAX_WRITE_BYTES: usize = 256 * 1024;
@@ -91,6 +92,22 @@ impl SendStream {
         });
         let ended = ended.await;
         self.outcome(ended)
+    }
+
+    /// Which streams of the connection go first; without it, a stream is
+    /// [`Interactive`](Priority::Interactive).
+    pub async fn set_priority(&self, priority: Priority) -> Result<(), WriteError> {
+        let (handle, stream) = (self.link.handle(), self.stream);
+        let set = op(self.link.gate(), move |core, _| {
+            Poll::Ready(core.set_priority(handle, stream, priority))
+        });
+        match set.await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(quic::StreamError::NoStream)) => Err(WriteError::Finished),
+            Ok(Err(quic::StreamError::NotConnected)) | Err(Gone) => {
+                Err(WriteError::Closed(self.link.reason()))
+            }
+        }
     }
 
     /// Gives the stream up: what has not arrived may never do. The peer is told `code`.

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use futures::executor::block_on;
 use futures::{AsyncReadExt as _, AsyncWriteExt};
 use towpath::{
-    Allowance, CloseReason, Connection, Driver, Ended, Event, LimitWord, Node, ReadError,
-    WriteError,
+    Allowance, CloseReason, Connection, Driver, Ended, Event, HealthStatus, LimitWord, Node,
+    Priority, ReadError, SecretKey, WriteError,
 };
 
 fn node(driver: Driver) -> Node {
@@ -93,10 +93,14 @@ fn the_traits_of_futures_read_and_write_streams() {
     let (_caller, _callee, out, into) = pair(Driver::Auto);
     block_on(async {
         let mut send = out.open_uni().await.unwrap();
+        send.set_priority(Priority::Bulk).await.unwrap();
         AsyncWriteExt::write_all(&mut send, b"one line\nand another")
             .await
             .unwrap();
         send.close().await.unwrap();
+        send.ended().await.unwrap();
+        let late = send.set_priority(Priority::Control).await;
+        assert_eq!(late, Err(WriteError::Finished));
         let mut receive = into.accept_uni().await.unwrap();
         let mut text = String::new();
         receive.read_to_string(&mut text).await.unwrap();
@@ -495,4 +499,46 @@ fn whoever_asks_while_a_node_ends_is_answered() {
             thread.join().unwrap();
         }
     }
+}
+
+#[test]
+fn a_peer_that_answers_no_more_is_called_anew_by_whoever_asks_next() {
+    let any = SocketAddr::from(([127, 0, 0, 1], 0));
+    let caller = Node::builder()
+        .listen(any)
+        .configure(|config| {
+            config.pool.keep_alive_interval = Duration::from_millis(20);
+            config.health_check_timeout = Duration::from_millis(20);
+        })
+        .spawn()
+        .unwrap();
+    let key = SecretKey::from_seed([42; 32]);
+    let called = || {
+        Node::builder()
+            .key(key.clone())
+            .listen(any)
+            .spawn()
+            .unwrap()
+    };
+    let callee = called();
+    let address = callee.peer_addr().unwrap();
+    let mut events = caller.events();
+    block_on(async {
+        let old = caller.connect(&address).await.unwrap();
+        // It tells nobody.
+        drop(callee);
+        loop {
+            let event = events.next().await.unwrap();
+            let unhealthy =
+                matches!(event, Event::HealthChanged { to, .. } if to == HealthStatus::Unhealthy);
+            if unhealthy {
+                break;
+            }
+        }
+        // The same peer, somewhere else.
+        let again = called();
+        let new = caller.connect(&again.peer_addr().unwrap()).await.unwrap();
+        assert!(new != old && new.peer() == old.peer());
+        assert_eq!(old.close_reason(), None, "who has it keeps it");
+    });
 }
