@@ -4,13 +4,13 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::rc::Rc;
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
 use std::time::Duration;
 
 use towpath_proto::Timestamp;
 use towpath_proto::identity::{Identity, PeerAddr, SecretKey};
 use towpath_proto::machine::{ListenerId, ShardId, Socket};
-use towpath_proto::peer::{Call, ConnectionHandle, Notice, Peer, PeerConfig};
+use towpath_proto::peer::{ConnectionHandle, Notice, Peer, PeerConfig};
 use towpath_proto::quic::{CloseReason, Direction, Read, StreamId};
 
 use crate::dice::Dice;
@@ -148,13 +148,9 @@ impl CrowdNode {
         context: &mut Context<'_>,
         ask: impl FnOnce(&mut Peer, Timestamp) -> R + Send + 'static,
     ) -> R {
-        let (answer, answered) = mpsc::channel();
-        let call = Call::new(move |peer, now| {
-            answer.send(ask(peer, now)).expect("somebody waits");
-        });
-        let outputs = self.shell.event(context.now, call);
+        let (answer, outputs) = self.shell.ask(context.now, ask);
         self.take(context, outputs);
-        answered.recv().expect("the call was made")
+        answer
     }
 
     fn take(&mut self, context: &mut Context<'_>, outputs: Outputs<Notice>) {

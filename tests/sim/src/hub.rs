@@ -10,7 +10,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::crypto::CryptoProvider;
@@ -18,7 +18,7 @@ use towpath_proto::Timestamp;
 use towpath_proto::bandwidth::Bandwidth;
 use towpath_proto::identity::{Identity, PeerAddr, PeerId, SecretKey};
 use towpath_proto::machine::{ListenerId, ShardId, Socket};
-use towpath_proto::peer::{Call, ConnectionHandle, Notice, Peer, PeerConfig};
+use towpath_proto::peer::{ConnectionHandle, Notice, Peer, PeerConfig};
 use towpath_proto::quic::{Direction, Read, StreamId};
 
 use crate::dice::Dice;
@@ -276,13 +276,9 @@ impl Host {
         context: &mut Context<'_>,
         ask: impl FnOnce(&mut Peer, Timestamp) -> R + Send + 'static,
     ) -> R {
-        let (answer, answered) = mpsc::channel();
-        let call = Call::new(move |peer, now| {
-            answer.send(ask(peer, now)).expect("somebody waits");
-        });
-        let outputs = self.shell.event(context.now, call);
+        let (answer, outputs) = self.shell.ask(context.now, ask);
         self.take(context, outputs);
-        answered.recv().expect("the call was made")
+        answer
     }
 
     fn take(&mut self, context: &mut Context<'_>, outputs: Outputs<Notice>) {

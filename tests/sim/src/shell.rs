@@ -4,10 +4,12 @@
 //! [`towpath_proto::machine`].
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::mpsc;
 
 use towpath_proto::machine::{
     Datagram, IcmpError, Socket, TRANSMIT_BUFFER_BYTES, TrafficClass, Transmit,
 };
+use towpath_proto::peer::{Call, Notice, Peer};
 use towpath_proto::{Machine, Timestamp};
 
 /// The longest payload of a UDP datagram over IPv4.
@@ -57,6 +59,22 @@ pub struct Outgoing {
     pub payload: Vec<u8>,
     /// Whether it was forwarded in place.
     pub in_place: bool,
+}
+
+impl Shell<Peer> {
+    /// Does something on a node's machine, as another thread would.
+    pub fn ask<R: Send + 'static>(
+        &mut self,
+        now: Timestamp,
+        ask: impl FnOnce(&mut Peer, Timestamp) -> R + Send + 'static,
+    ) -> (R, Outputs<Notice>) {
+        let (answer, answered) = mpsc::channel();
+        let call = Call::new(move |peer, now| {
+            answer.send(ask(peer, now)).expect("somebody waits");
+        });
+        let outputs = self.event(now, call);
+        (answered.recv().expect("the call was made"), outputs)
+    }
 }
 
 impl<M: Machine> Shell<M> {

@@ -8,14 +8,14 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::rc::Rc;
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::crypto::CryptoProvider;
 use towpath_proto::health::HealthStatus;
 use towpath_proto::identity::{Identity, PeerAddr, PeerId, SecretKey};
 use towpath_proto::machine::{ListenerId, ShardId, Socket};
-use towpath_proto::peer::{CLOSED_BY_POOL, Call, ConnectionHandle, Notice, Peer, PeerConfig};
+use towpath_proto::peer::{CLOSED_BY_POOL, ConnectionHandle, Notice, Peer, PeerConfig};
 use towpath_proto::pool::{DialError, GetError, Got, Ticket};
 use towpath_proto::quic::{CloseReason, Direction, Read, SecurityLevel, StreamId};
 use towpath_proto::{Machine, Timestamp};
@@ -428,13 +428,9 @@ impl NodeHost {
         context: &mut Context<'_>,
         ask: impl FnOnce(&mut Peer, Timestamp) -> R + Send + 'static,
     ) -> R {
-        let (answer, answered) = mpsc::channel();
-        let call = Call::new(move |peer, now| {
-            answer.send(ask(peer, now)).expect("somebody waits");
-        });
-        let outputs = self.shell.event(context.now, call);
+        let (answer, outputs) = self.shell.ask(context.now, ask);
         self.take(context, outputs);
-        answered.recv().expect("the call was made")
+        answer
     }
 
     fn take(&mut self, context: &mut Context<'_>, outputs: Outputs<Notice>) {
